@@ -47,8 +47,8 @@ pub const MAP_LOCAL_PREFIX6: &str = "FR_LOCAL_PFX6";
 /// writes it through a memory mapping. It has marks of keys, not keys: a packet of another flow is steered now and
 /// then, and userspace leaves it to the kernel.
 pub const MAP_FLOWS: &str = "FR_FLOWS";
-/// HASH, key: [`SaGateKey`], value: u32, not used: the SAs whose packets to the router itself are steered while
-/// connections of their family are not tracked. Shared by all ports.
+/// HASH, key: [`SaGateKey`], value: u32, not used: the SAs whose packets to the router itself are steered.
+/// Shared by all ports.
 pub const MAP_IPSEC_SAS: &str = "FR_IPSEC_SAS";
 /// HASH, key: ifindex, value: [`PuntPort`]. Used by the punt program only.
 pub const MAP_PUNT_PORTS: &str = "FR_PUNT_PORTS";

@@ -45,6 +45,8 @@ pub struct Sequence {
     is_extended: bool,
     /// Numbers are needed: see [`want`](Self::want).
     is_wanted: AtomicBool,
+    /// See [`leave`](Self::leave).
+    is_left: AtomicBool,
     /// Only [`extend`](Self::extend) takes it, to be alone: the data path does not.
     extending: Mutex<()>,
 }
@@ -63,6 +65,7 @@ impl Sequence {
             end: AtomicU64::new(first_free),
             is_extended,
             is_wanted: AtomicBool::new(false),
+            is_left: AtomicBool::new(false),
             extending: Mutex::new(()),
         }
     }
@@ -174,6 +177,24 @@ impl Sequence {
     /// Whether numbers were wanted since the last call.
     pub fn take_want(&self) -> bool {
         self.is_wanted.swap(false, Ordering::Relaxed)
+    }
+
+    /// Tells the owner, who asks [`is_left`](Self::is_left), that a packet is left to somebody else who sends on the SA: no
+    /// number should be taken until the owner ends that by [`take_up`](Self::take_up).
+    pub fn leave(&self) {
+        self.is_left.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody else sends on the SA.
+    #[inline]
+    #[must_use]
+    pub fn is_left(&self) -> bool {
+        self.is_left.load(Ordering::Relaxed)
+    }
+
+    /// Numbers may be taken again.
+    pub fn take_up(&self) {
+        self.is_left.store(false, Ordering::Relaxed);
     }
 
     /// Reserved numbers that are left. The owner reserves more while there are some.

@@ -7,9 +7,11 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::conntrack::{Ct, FlowTable, FoundFlow, flow_key_of, nf_conntrack_in, nf_nat_packet};
+use super::conntrack::{
+    Ct, Direction, FlowTable, FoundFlow, flow_key_of, has_source, nf_conntrack_in, nf_nat_packet,
+};
 use super::decision::{Basis, Decision, Learner, Learnt};
-use super::hook_states::{HookStates, OfIpsec};
+use super::hook_states::HookStates;
 use super::nft::{Around, BaseChainId, Family, Nft, NftVerdict, Transport};
 use super::traced;
 use crate::skb::SkBuff;
@@ -284,6 +286,9 @@ impl std::fmt::Debug for Hooks {
     }
 }
 
+/// LOOPBACK_IFINDEX.
+const LOOPBACK_IFINDEX: u32 = 1;
+
 /// Position of a family in [`Hooks::chains`].
 #[inline]
 fn family_index(pf: Family) -> usize {
@@ -473,7 +478,7 @@ impl Hooks {
             tracer.step(Step::Stage(Stage::Hook(at.hook as u8)));
         }
         if matches!(at.hook, Hook::PreRouting | Hook::LocalOut) {
-            let is_own = at.hook == Hook::LocalOut && own.ipsec != OfIpsec::Protected;
+            let is_own = at.hook == Hook::LocalOut && !own.is_protected;
             if is_own {
                 own.begin();
             }
@@ -535,11 +540,34 @@ impl Hooks {
     fn begin_to_learn(&self, pf: Family, of: FoundFlow, own: &mut HookStates) {
         let may_learn = self.decided_at[family_index(pf)].is_some()
             && !own.is_marked
-            && own.ipsec == OfIpsec::No;
+            && !own.is_protected
+            && own.received_by.is_none();
         if may_learn && own.decisions.are_used() {
             let passed = own.journal.entries().len();
             own.learnt = Some(Learnt { of, passed, learner: Learner::default() });
         }
+    }
+
+    /// Whether the kernel would end the connection of a packet that IPsec has protected (`nf_nat_oif_changed`): it may be
+    /// masqueraded to its own source, which leaves no trace in its entry, by an interface that it no longer leaves by. A
+    /// source of the loopback interface would have become another one.
+    #[inline]
+    fn may_be_masqueraded(&self, at: &HookState<'_>, own: &HookStates, tables: &Tables) -> bool {
+        let is_concerned = at.hook == Hook::LocalOut && self.is_translated(at.pf);
+        let Ct::Established(info) = own.ct else { return false };
+        let Some(key) =
+            self.flows.as_ref().filter(|_| is_concerned).and_then(|flows| flows.key(info))
+        else {
+            return false;
+        };
+        let lo = tables.links.ifindex(LOOPBACK_IFINDEX);
+        info.direction == Direction::Original
+            && ![at.oif, lo].into_iter().flatten().any(|link| has_source(link, &key))
+    }
+
+    /// Whether the kernel translates connections of a family.
+    fn is_translated(&self, pf: Family) -> bool {
+        self.nft.as_ref().is_some_and(|nft| nft.program().translates(pf))
     }
 
     /// Runs the functions of a hook.
@@ -554,22 +582,20 @@ impl Hooks {
         for entry in &self.chains[family_index(at.pf)][at.hook as usize] {
             let verdict = match &entry.function {
                 // The router's own packets are tracked by the kernel, which sends them.
-                Function::Conntrack
-                    if at.hook == Hook::LocalOut && own.ipsec != OfIpsec::Protected =>
-                {
+                Function::Conntrack if at.hook == Hook::LocalOut && !own.is_protected => {
                     Verdict::Punt
                 }
                 Function::Conntrack => {
                     let now_ns = own.monotonic_ns(ctx.now_ns);
-                    let is_ipsec = own.ipsec == OfIpsec::Protected;
                     let tracked = self.flows.as_ref().and_then(|flows| {
-                        let key = flow_key_of(skb.network_header(), at.pf, is_ipsec)?;
+                        let key = flow_key_of(skb.network_header(), at.pf, own.is_protected)?;
                         nf_conntrack_in(skb, at, &key, flows, now_ns)
                     });
                     let verdict = match tracked {
                         Some(tracked) => {
                             (own.ct, own.target) = (tracked.ct, tracked.target);
-                            own.is_invalid = own.ct == Ct::Invalid;
+                            // Also of a packet that has been protected since.
+                            own.is_invalid |= own.ct == Ct::Invalid;
                             let is_left = own.target.is_some() && !self.translates(at.pf);
                             if !own.is_invalid && !is_left && !tracer.is_traced() {
                                 self.begin_to_learn(at.pf, tracked.of, own);
@@ -577,6 +603,12 @@ impl Hooks {
                             if is_left { Verdict::Punt } else { Verdict::Accept }
                         }
                         None => Verdict::Punt,
+                    };
+                    let verdict = match verdict {
+                        Verdict::Accept if self.may_be_masqueraded(at, own, ctx.tables) => {
+                            Verdict::Punt
+                        }
+                        verdict => verdict,
                     };
                     if tracer.is_traced() {
                         traced::conntrack(own.ct, verdict, tracer);
@@ -597,9 +629,13 @@ impl Hooks {
                 Function::Nft(chain) => match &self.nft {
                     Some(nft) => {
                         let now_ns = own.monotonic_ns(ctx.now_ns);
-                        let has_secpath = own.ipsec == OfIpsec::Opened;
-                        let tables = Some(ctx.tables);
-                        let around = Around { ct: own.ct, tables, now_ns, has_secpath };
+                        let around = Around {
+                            ct: own.ct,
+                            tables: Some(ctx.tables),
+                            now_ns,
+                            received_by: own.received_by,
+                            sent_by: own.sent_by,
+                        };
                         let journal = &mut own.journal;
                         let verdict = match &mut own.learnt {
                             Some(Learnt { learner, .. }) => {
@@ -642,7 +678,9 @@ impl Hooks {
                 }
             };
             if verdict != Verdict::Accept {
-                if verdict == Verdict::Punt && !matches!(entry.function, Function::Registered(..)) {
+                // The connection of a tunnel has packets of many others.
+                let is_left = verdict == Verdict::Punt && !own.is_protected;
+                if is_left && !matches!(entry.function, Function::Registered(..)) {
                     self.close_flow(own);
                 }
                 return verdict;

@@ -7,19 +7,8 @@ use super::decision::{Decisions, Learnt};
 use super::hook::{Hooks, StateSlot};
 use super::ingress::RememberedChains;
 use super::nft::Journal;
+use super::nft::xfrm::SaInfo;
 use crate::skb::SkBuff;
-
-/// What the current packet has to do with IPsec.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum OfIpsec {
-    /// Nothing, or not yet.
-    #[default]
-    No,
-    /// It is protected, and to or from the router.
-    Protected,
-    /// It was received with protection.
-    Opened,
-}
 
 /// What one worker keeps between packets for hook functions.
 #[derive(Default)]
@@ -41,7 +30,11 @@ pub struct HookStates {
     pub(super) is_invalid: bool,
     /// A chain at ingress has set its mark.
     pub(super) is_marked: bool,
-    pub(super) ipsec: OfIpsec,
+    /// It is one of IPsec, to or from the router.
+    pub(super) is_protected: bool,
+    /// The SA whose protection it was received with, and that which it is to be protected with.
+    pub(super) received_by: Option<SaInfo>,
+    pub(super) sent_by: Option<SaInfo>,
     /// The chains of interfaces.
     pub(super) device_chains: RememberedChains,
     /// What is learnt of it.
@@ -118,7 +111,8 @@ impl HookStates {
     pub fn begin(&mut self) {
         self.reset_ct();
         (self.is_invalid, self.is_marked) = (false, false);
-        self.ipsec = OfIpsec::No;
+        self.is_protected = false;
+        (self.received_by, self.sent_by) = (None, None);
     }
 
     /// `nf_reset_ct`: the current packet becomes another one, whose connection is not known yet.
@@ -128,20 +122,33 @@ impl HookStates {
     }
 
     /// The current packet is one of IPsec to the router.
+    #[inline]
     pub fn begin_protected(&mut self) {
-        self.ipsec = OfIpsec::Protected;
+        self.is_protected = true;
     }
 
     /// The current packet becomes the one inside it (`xfrm_input`).
-    pub fn opened(&mut self) {
+    #[inline]
+    pub fn opened(&mut self, by: SaInfo) {
         self.reset_ct();
-        self.ipsec = OfIpsec::Opened;
+        self.is_protected = false;
+        self.received_by = Some(by);
+    }
+
+    /// The current packet is to be protected (`xfrm4_route_forward`). Nothing of it is remembered: later packets of its
+    /// flow may not be.
+    #[inline]
+    pub fn is_sent_by(&mut self, sa: SaInfo) {
+        self.learnt = None;
+        self.sent_by = Some(sa);
     }
 
     /// The current packet has been protected (`xfrm_output_resume`).
+    #[inline]
     pub fn protected(&mut self) {
         self.reset_ct();
-        self.ipsec = OfIpsec::Protected;
+        self.is_protected = true;
+        (self.received_by, self.sent_by) = (None, None);
     }
 
     /// Whether the current packet is an invalid one of a carried connection, which the kernel must not get.

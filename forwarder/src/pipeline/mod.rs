@@ -239,6 +239,13 @@ fn forward<'a, M: Mode>(
         },
         Err(exit) => handle_exit(skb, exit, ctx),
     };
+    let disposition = match disposition {
+        // The kernel's filter passes what came with protection.
+        Disposition::Drop(DropReason::IpRpfilter) if way.secpath.is_some() => {
+            Disposition::Punt(PuntReason::Xfrm)
+        }
+        other => other,
+    };
     // Chains at ingress may have counted a packet that no other function has seen.
     let has_ended = way.original.is_some()
         || M::HOOKED && (ctx.state.hooks.has_effects() || ctx.hooks.have_device_chains());
@@ -246,16 +253,11 @@ fn forward<'a, M: Mode>(
         true => end_hooks(skb, way.original.as_ref(), way.received_len, disposition, ctx),
         false => disposition,
     };
-    let reason = match &disposition {
-        Disposition::Punt(reason) => *reason,
-        // The kernel's filter passes what came with protection.
-        Disposition::Drop(DropReason::IpRpfilter) => PuntReason::Xfrm,
-        _ => return disposition,
-    };
+    let Disposition::Punt(reason) = disposition else { return disposition };
     match way.secpath.map(|secpath| give_back(skb, secpath, &ctx.state.xfrm_received)) {
         Some(true) => Disposition::Punt(reason),
         Some(false) => Disposition::Drop(DropReason::PuntFailed),
-        None => disposition,
+        None => Disposition::Punt(reason),
     }
 }
 
@@ -358,6 +360,7 @@ fn ip_rcv<'a, 'k, M: Mode>(
     let mut bundle = None;
     if M::HOOKED {
         bundle = xfrm_policy_check(skb, Family::Ip, way, dst, ctx)?;
+        bundle.iter().for_each(|bundle| ctx.state.hooks.is_sent_by(bundle.sa()));
     }
     let via = bundle.as_ref().map_or(&*dst, |bundle| &bundle.dst);
     // The sender of a packet with protection is not told another way.
@@ -446,6 +449,7 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     let mut bundle = None;
     if M::HOOKED {
         bundle = xfrm_policy_check(skb, Family::Ip6, way, dst, ctx)?;
+        bundle.iter().for_each(|bundle| ctx.state.hooks.is_sent_by(bundle.sa()));
     }
     traced::stage::<M>(Stage::Ip6ForwardChecks, ctx);
     let may_redirect = bundle.is_none() && way.secpath.is_none();

@@ -17,10 +17,11 @@ use super::secpath::Secpath;
 use super::{Ctx, Exit};
 use crate::fib::{FibResult, Flow, RouteType};
 use crate::ipsec::{Decapsulated, Error, Located, Mode, locate};
+use crate::netfilter::nft::xfrm::SaInfo;
 use crate::netfilter::{Family, Hook};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
-use crate::tables::Link;
+use crate::tables::{Link, RpFilter};
 use crate::wire::ethernet::{ADDRS_LEN, HEADER_LEN as LINK_LAYER_LEN};
 use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
 use crate::wire::ipv6::{self, Ipv6Packet, ipv6_addr_is_multicast};
@@ -111,7 +112,7 @@ pub(super) fn xfrm_input<'a, M: PathMode>(
         return Err(Exit::Drop(DropReason::XfrmInStateModeError));
     }
     skb.headers_may_change();
-    ctx.state.hooks.opened();
+    ctx.state.hooks.opened(SaInfo::of(state.state()));
     let secpath = Secpath { state: state.as_ref(), octets };
     Ok(Some((inner_protocol, secpath)))
 }
@@ -141,7 +142,10 @@ fn pass_local_in<M: PathMode>(
             Err(exit) => return Err(exit),
         }
         let is_same = locate(skb.network_header(), &[UDP_PORT]) == Ok(Some(*located));
-        if !is_same || (skb.mark != mark && !is_for_host(skb, protocol, dev, ctx)) {
+        // What filters the source by routes for marked packets is not known here (`src_valid_mark`).
+        let is_filtered = || skb.mark != 0 && dev.rp_filter != RpFilter::Off;
+        let is_marked = skb.mark != mark;
+        if !is_same || is_marked && (is_filtered() || !is_for_host(skb, protocol, dev, ctx)) {
             return Err(Exit::Punt(PuntReason::Netfilter));
         }
     }

@@ -17,6 +17,7 @@ use super::way::Way;
 use super::xfrm::family;
 use super::{Ctx, Exit};
 use crate::ipsec::{Error, Flow, OutboundState, OutputParams};
+use crate::netfilter::nft::xfrm::SaInfo;
 use crate::netfilter::{Family, Hook};
 use crate::skb::{FRAME_SIZE, SkBuff};
 use crate::stats::{DropReason, Mib, PuntReason};
@@ -24,7 +25,7 @@ use crate::tables::vlan::TAGS_MAX;
 use crate::tables::{Link, XfrmLookup};
 use crate::wire::ethernet::{ADDRS_LEN, HEADER_LEN as LINK_LAYER_LEN};
 use crate::wire::vlan::HEADER_LEN as TAG_LEN;
-use crate::wire::{EtherType, Ipv4Packet};
+use crate::wire::{EtherType, Ipv4Packet, Ipv6Packet};
 
 /// The kernel decides.
 const KERNEL: Exit = Exit::Punt(PuntReason::Xfrm);
@@ -40,6 +41,12 @@ pub(super) struct Bundle<'a> {
 }
 
 impl Bundle<'_> {
+    /// Its SA, as rules see it.
+    #[inline]
+    pub fn sa(&self) -> SaInfo {
+        SaInfo::of(self.state.state())
+    }
+
     /// Whether packets of this flow are to be protected by its SA.
     #[inline(never)]
     pub fn is_for(&self, flow: &Flow, ctx: &Ctx<'_>) -> bool {
@@ -62,6 +69,9 @@ pub(super) fn xfrm_bundle_create<'a>(
     ctx: &Ctx<'a>,
 ) -> Result<Bundle<'a>, Exit> {
     if !ctx.hooks.know_ipsec() || skb.is_nonlinear() {
+        return Err(KERNEL);
+    }
+    if state.sequence().is_left() {
         return Err(KERNEL);
     }
     if !state.sequence().has_numbers() {
@@ -153,9 +163,17 @@ pub(super) fn xfrm_output<'a, M: Mode>(
     skb.set_packet(sealed, LINK_LAYER_LEN).map_err(|_| failed)?;
     skb.headers_may_change();
     let routed = match pass_local_out::<M>(skb, pf, dev, bundle.outer.dev, ctx) {
+        // Another destination has another neighbour, which the kernel finds.
+        Ok(routed) if destination(skb) == Some(daddr) => Ok(routed),
+        Ok(_) => Err(Exit::Punt(PuntReason::Netfilter)),
+        Err(exit) => Err(exit),
+    };
+    let routed = match routed {
         Ok(routed) => routed,
         Err(Exit::Drop(reason)) => return Err(Exit::Drop(reason)),
         Err(exit) => {
+            // The kernel sends on the SA now: workers do not, for a while.
+            bundle.state.sequence().leave();
             bundle.state.state().uncount(len);
             if !ctx.state.xfrm_unsealed.restore(skb) {
                 return Err(Exit::Drop(DropReason::PuntFailed));
@@ -191,4 +209,13 @@ fn pass_local_out<M: Mode>(
     let devices = Devices { iif: Some(iif), oif: Some(oif) };
     let (routed, _) = post_routing::<M>(skb, pf, devices, ctx.hook_env())?;
     Ok(routed)
+}
+
+/// The destination of a packet.
+fn destination(skb: &SkBuff) -> Option<IpAddr> {
+    let packet = skb.network_header();
+    match packet.first()? >> 4 {
+        4 => Some(Ipv4Packet::new_checked(packet).ok()?.dst_addr().into()),
+        _ => Some(Ipv6Packet::new_checked(packet).ok()?.dst_addr().into()),
+    }
 }

@@ -30,77 +30,8 @@ const PUNTS: [&str; 3] = ["NETFILTER", "NETFILTER_EGRESS", "NEIGH_UNRESOLVED"];
 
 const RULESETS: &str = include_str!("rulesets.nft");
 
-/// What `iptables-nft` and `ip6tables-nft` write.
-const IPTABLES: &[&str] = &[
-    // Rules without a target only count.
-    "iptables-nft -t mangle -A FORWARD -p udp -m multiport --dports 33434,100:200,53",
-    "iptables-nft -t mangle -A FORWARD -p udp -m multiport ! --sports 1024:1200",
-    "iptables-nft -t mangle -A FORWARD -p tcp -m multiport --ports 80,1000:1400 -j MARK --set-xmark 3/0xff",
-    "iptables-nft -t mangle -A FORWARD -m mark --mark 3/0xff",
-    "iptables-nft -t mangle -A FORWARD -p udp --dport 33434 -j MARK --or-mark 4",
-    "iptables-nft -t mangle -A FORWARD -m mark ! --mark 4/4",
-    "iptables-nft -t mangle -A FORWARD -p icmp ! --icmp-type 3/1",
-    "iptables-nft -t mangle -A FORWARD -p icmp --icmp-type any",
-    "iptables-nft -t mangle -A FORWARD -m iprange --src-range 198.18.1.2-198.18.1.3 ! --dst-range 203.0.113.0-203.0.113.127",
-    "iptables-nft -t mangle -A FORWARD -m length --length 100:400",
-    "iptables-nft -t mangle -A FORWARD -m length ! --length 40:60",
-    "iptables-nft -t mangle -A FORWARD -m ttl --ttl-lt 63",
-    "iptables-nft -t mangle -A FORWARD -m ttl ! --ttl-eq 63",
-    "iptables-nft -t mangle -A FORWARD -m dscp --dscp 46",
-    "iptables-nft -t mangle -A FORWARD -m tos ! --tos 0x10/0x3f",
-    "iptables-nft -t mangle -A FORWARD -m mac --mac-source 02:f0:00:00:01:02",
-    "iptables-nft -t mangle -A FORWARD -m mac ! --mac-source 02:f0:00:00:01:02",
-    "iptables-nft -t mangle -A FORWARD -m pkttype --pkt-type unicast",
-    "iptables-nft -t mangle -A FORWARD -p tcp -m tcpmss --mss 500:1500",
-    "iptables-nft -t mangle -A FORWARD -p tcp -m tcpmss ! --mss 500:1500",
-    "iptables-nft -t mangle -A PREROUTING -i rt-+ -s 198.18.0.0/15 -m addrtype --dst-type LOCAL",
-    "iptables-nft -t mangle -A PREROUTING -i rt-+ -s 198.18.0.0/15 -m addrtype ! --dst-type UNICAST",
-    "iptables-nft -t mangle -A PREROUTING -i rt-+ -s 198.18.0.0/15 -m addrtype --dst-type LOCAL --limit-iface-in",
-    "iptables-nft -t mangle -A FORWARD -m addrtype --src-type LOCAL ! --dst-type BROADCAST",
-    "ip6tables-nft -t mangle -A FORWARD -p udp -m multiport --ports 33434,1024:1200",
-    "ip6tables-nft -t mangle -A FORWARD -p ipv6-icmp --icmpv6-type echo-request",
-    "ip6tables-nft -t mangle -A FORWARD -p ipv6-icmp ! --icmpv6-type 1/3",
-    "ip6tables-nft -t mangle -A FORWARD -m iprange ! --src-range 2001:db8:1::3-2001:db8:1::66",
-    "ip6tables-nft -t mangle -A FORWARD -m length --length 60:200",
-    "ip6tables-nft -t mangle -A FORWARD -m hl --hl-gt 62",
-    "ip6tables-nft -t mangle -A FORWARD -m dscp ! --dscp 46",
-    "ip6tables-nft -t mangle -A FORWARD -m tos --tos 0x00/0x0f",
-    "ip6tables-nft -t mangle -A FORWARD -p tcp -m tcpmss --mss 500:1500",
-    "ip6tables-nft -t mangle -A FORWARD -m mac --mac-source 02:f0:00:00:01:02 -j MARK --set-mark 5",
-    "iptables-nft -A FORWARD -p udp --sport 4000 --dport 4001 -j ACCEPT",
-    "iptables-nft -I FORWARD 2 -p icmp --icmp-type 8 -j ACCEPT",
-    "iptables-nft -N SERVICES",
-    "iptables-nft -A FORWARD -s 198.18.1.3 -p udp -j SERVICES",
-    "iptables-nft -A SERVICES -p udp --dport 33434 --sport 1024:1200 -j DROP",
-    "iptables-nft -A SERVICES -j RETURN",
-    "iptables-nft -A FORWARD -i rt-left -o rt-left -j DROP",
-    "iptables-nft -A FORWARD -p icmp -m comment --comment pings -s 198.18.1.2 -j ACCEPT",
-    "iptables-nft -A FORWARD ! -s 198.18.1.0/24 -p tcp --dport 80 -j DROP",
-    "iptables-nft -A FORWARD -p tcp --tcp-flags SYN,ACK SYN,ACK -j DROP",
-    "iptables-nft -A FORWARD -f -j DROP",
-    "iptables-nft -t mangle -A PREROUTING -d 203.0.113.0/25 -j DROP",
-    "iptables-nft -t raw -A PREROUTING -s 198.18.1.66 -j DROP",
-    "ip6tables-nft -A FORWARD -p udp --sport 4000 --dport 4001 -j ACCEPT",
-    "ip6tables-nft -A FORWARD -s 2001:db8:1::3 -p udp -j DROP",
-    "ip6tables-nft -A FORWARD -d 2001:db8:3::/48 -j DROP",
-    "ip6tables-nft -P FORWARD DROP",
-    "ip6tables-nft -A FORWARD -i rt-+ -j ACCEPT",
-    "iptables-nft -t mangle -A FORWARD -p udp --dport 33434 -j DSCP --set-dscp 46",
-    "iptables-nft -t mangle -A FORWARD -m dscp --dscp 46",
-    "iptables-nft -t mangle -A FORWARD -p tcp -j TOS --set-tos 0x10/0x3f",
-    "iptables-nft -t mangle -A FORWARD -p icmp -j TOS --xor-tos 0x81",
-    "iptables-nft -t mangle -A FORWARD -p icmp -j TTL --ttl-set 9",
-    "iptables-nft -t mangle -A FORWARD -m ttl --ttl-eq 9",
-    "iptables-nft -t mangle -A PREROUTING -i rt-+ -p tcp -j TTL --ttl-dec 63",
-    "iptables-nft -t mangle -A POSTROUTING -p udp -j TTL --ttl-inc 200",
-    "ip6tables-nft -t mangle -A FORWARD -p udp -j DSCP --set-dscp-class AF31",
-    "ip6tables-nft -t mangle -A FORWARD -m dscp --dscp-class AF31",
-    "ip6tables-nft -t mangle -A FORWARD -p tcp -j TOS --set-tos 0x01/0x81",
-    "ip6tables-nft -t mangle -A FORWARD -p udp -j HL --hl-set 9",
-    "ip6tables-nft -t mangle -A FORWARD -m hl --hl-eq 9",
-    "ip6tables-nft -t mangle -A PREROUTING -i rt-+ -p tcp -j HL --hl-dec 63",
-    "ip6tables-nft -t mangle -A POSTROUTING -p udp -j HL --hl-inc 200",
-];
+/// What `iptables-nft` and `ip6tables-nft` write: commands, and comments.
+const IPTABLES: &str = include_str!("iptables.txt");
 /// Of these, it writes expressions that only the kernel evaluates, for some packets at least.
 const IPTABLES_KERNEL: &[&str] = &[
     "ip6tables-nft -t mangle -A FORWARD -m rt --rt-type 0",
@@ -384,8 +315,9 @@ fn rulesets_look_up_routes_as_the_kernel_without_rules_for_routing() -> Result<(
 #[ignore = "needs root: run by scripts/test"]
 fn rulesets_of_iptables_do_what_they_do_in_the_kernel() -> Result<()> {
     let mut pair = Pair::build()?;
-    let ours = IPTABLES.iter().map(|command| (command, false));
-    for (command, kernels) in ours.chain(IPTABLES_KERNEL.iter().map(|command| (command, true))) {
+    let ours =
+        IPTABLES.lines().filter(|line| !line.starts_with('#')).map(|command| (command, false));
+    for (command, kernels) in ours.chain(IPTABLES_KERNEL.iter().map(|command| (*command, true))) {
         for router in pair.routers() {
             router.run(command)?;
         }

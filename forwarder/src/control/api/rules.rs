@@ -13,6 +13,7 @@ use serde::{Serialize, Serializer};
 use super::Format;
 use super::rows::{List, ListError, RowWriter};
 use crate::control::nftables::print::{self, Printer, one_line};
+use crate::netfilter::Hook;
 use crate::netfilter::nft::Nft;
 use crate::netfilter::nft::ruleset::{Chain, Data, Expr, OBJECT_COUNTER, Rule, RuleVerdict, Table};
 use crate::netfilter::nft::{CounterKind, CounterPlace, KernelRule};
@@ -21,6 +22,8 @@ use crate::netfilter::nft::{CounterKind, CounterPlace, KernelRule};
 const NONE: &str = "no nftables ruleset is applied by the workers";
 /// Why rules of a chain are not evaluated in userspace.
 const NOT_REACHED: &str = "packets in userspace do not reach the chain";
+/// What is said of a chain for packets to the router, of which workers have only those of IPsec.
+const OF_IPSEC: &str = "of packets in userspace, only those of IPsec reach the chain";
 
 /// Answers a request for the ruleset.
 #[derive(Debug)]
@@ -68,6 +71,8 @@ struct State<'a> {
     kernel: HashMap<(&'a str, &'a str, u64), &'a str>,
     /// The base chains that workers run: family, table and chain.
     bases: HashSet<&'a str>,
+    /// Those at input, which workers run for IPsec packets.
+    inputs: HashSet<&'a str>,
 }
 
 /// What the workers do with a rule.
@@ -96,9 +101,12 @@ impl<'a> State<'a> {
             let KernelRule { table, chain, handle, text } = rule;
             ((table.as_str(), chain.as_str(), *handle), text.as_str())
         });
-        let bases = nft.base_chains().map(|(_, _, _, base)| base).chain(program.ingress_chains());
-        let bases = bases.map(|base| program.chain_name(base));
-        State { nft, counters, objects, kernel: kernel.collect(), bases: bases.collect() }
+        let of_hooks = nft.base_chains().filter(|(_, hook, ..)| *hook != Hook::LocalIn);
+        let bases = of_hooks.map(|(_, _, _, base)| base).chain(program.ingress_chains());
+        let bases = bases.map(|base| program.chain_name(base)).collect();
+        let at_input = nft.base_chains().filter(|(_, hook, ..)| *hook == Hook::LocalIn);
+        let inputs = at_input.map(|(_, _, _, base)| program.chain_name(base)).collect();
+        State { nft, counters, objects, kernel: kernel.collect(), bases, inputs }
     }
 
     /// Counts of kernel and workers together; those of the kernel alone if the workers do not count.
@@ -118,13 +126,14 @@ impl<'a> State<'a> {
             state: self,
             table,
             printer: Printer::new(table),
-            reached: self.reached(table, &name),
+            reached: self.reached(table, &name, &self.bases),
+            of_ipsec: self.reached(table, &name, &self.inputs),
             name,
         }
     }
 
-    /// Names of the chains of a table that workers run.
-    fn reached(&self, table: &'a Table, name: &str) -> HashSet<&'a str> {
+    /// Names of the chains of a table that are reached from base chains of these names.
+    fn reached(&self, table: &'a Table, name: &str, bases: &HashSet<&str>) -> HashSet<&'a str> {
         let chains: HashMap<&str, &Chain> =
             table.chains.iter().map(|chain| (chain.name.as_str(), chain)).collect();
         let vmaps: HashMap<&str, Vec<&str>> = table
@@ -139,7 +148,7 @@ impl<'a> State<'a> {
             })
             .collect();
         let is_base = |chain: &&Chain| {
-            chain.base.is_some() && self.bases.contains(format!("{name} {}", chain.name).as_str())
+            chain.base.is_some() && bases.contains(format!("{name} {}", chain.name).as_str())
         };
         let bases = table.chains.iter().filter(is_base);
         let mut open: Vec<&str> = bases.map(|chain| chain.name.as_str()).collect();
@@ -183,8 +192,12 @@ impl<'a> State<'a> {
             between = "\n";
         }
         for chain in &table.chains {
-            let is_reached = view.reached.contains(chain.name.as_str());
-            let note = if is_reached { String::new() } else { format!(" # {NOT_REACHED}") };
+            let chain_name = chain.name.as_str();
+            let note = match view.reached.contains(chain_name) {
+                true => String::new(),
+                false if view.of_ipsec.contains(chain_name) => format!(" # {OF_IPSEC}"),
+                false => format!(" # {NOT_REACHED}"),
+            };
             to.lines(&format!("{between}\tchain {} {{{note}", one_line(&chain.name)))?;
             if let Some(base) = &chain.base {
                 to.lines(&format!("\t\t{}", print::base_chain(table.family, base)))?;
@@ -224,13 +237,16 @@ struct TableView<'a> {
     table: &'a Table,
     printer: Printer<'a>,
     reached: HashSet<&'a str>,
+    /// Those that IPsec packets to the router reach.
+    of_ipsec: HashSet<&'a str>,
     /// Family and name.
     name: String,
 }
 
 impl<'a> TableView<'a> {
     fn evaluated(&self, chain: &Chain, rule: &Rule) -> Evaluated<'_> {
-        if !self.reached.contains(chain.name.as_str()) {
+        let name = chain.name.as_str();
+        if !self.reached.contains(name) && !self.of_ipsec.contains(name) {
             return Evaluated::Kernel(NOT_REACHED);
         }
         let place = (self.name.as_str(), chain.name.as_str(), rule.handle);
@@ -428,7 +444,8 @@ mod tests {
         let at = HookState { hook, pf, iif: None, oif: None, transport };
         let mut journal = Journal::new();
         let base = nft.program().chains(pf, hook)[0];
-        let around = Around { ct: Ct::Off, tables: None, now_ns: 0, has_secpath: false };
+        let around =
+            Around { ct: Ct::Off, tables: None, now_ns: 0, received_by: None, sent_by: None };
         let verdict = nft.run(base, &mut skb, &at, around, &mut journal, &mut NoTrace);
         assert_eq!(verdict, NftVerdict::Accept);
         nft.commit(&mut journal, 1);
@@ -493,7 +510,7 @@ mod tests {
                 },
                 base("input", "input", serde_json::json!([{
                     "handle": 8, "text": "counter", "counters": [count(10, 1000, 10, 1000)],
-                    "evaluated_by": "kernel", "why": NOT_REACHED,
+                    "evaluated_by": "userspace",
                 }])),
             ],
         }]);
@@ -519,7 +536,7 @@ table inet filter {
 \t\taccept # handle 7
 \t}
 
-\tchain input { # packets in userspace do not reach the chain
+\tchain input { # of packets in userspace, only those of IPsec reach the chain
 \t\ttype filter hook input priority filter; policy drop;
 \t\tcounter packets 10 bytes 1000 # handle 8
 \t}

@@ -19,7 +19,7 @@ const NOT_CARRIED: u32 = IPS_SEQ_ADJUST
     | IPS_HELPER
     | IPS_OFFLOAD
     | IPS_HW_OFFLOAD;
-/// What an entry must have. Those of ESP and AH are never assured.
+/// What an entry must have; those of TCP and UDP also IPS_ASSURED, which entries of ESP and AH never get.
 const REQUIRED: u32 = IPS_SEEN_REPLY | IPS_CONFIRMED;
 
 pub(super) const IPPROTO_TCP: u8 = 6;
@@ -82,9 +82,12 @@ pub(super) fn may_be_carried(entry: &Entry, locals: &Locals) -> bool {
         IPS_DST_NAT,
     );
     let (is_local, is_ipsec) = (is_local(entry, locals), is_ipsec(entry, locals));
+    let is_assured = status & IPS_ASSURED != 0;
     let is_established = match original.protocol {
-        IPPROTO_TCP => entry.tcp.is_none_or(|tcp| tcp.state == TCP_CONNTRACK_ESTABLISHED),
-        IPPROTO_UDP => status & IPS_ASSURED != 0,
+        IPPROTO_TCP => {
+            is_assured && entry.tcp.is_none_or(|tcp| tcp.state == TCP_CONNTRACK_ESTABLISHED)
+        }
+        IPPROTO_UDP => is_assured,
         _ => is_ipsec,
     };
     is_established

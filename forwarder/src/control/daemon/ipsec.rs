@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use super::Supervisor;
 use super::sas::{SaFollower, Tracked};
 use crate::control::api::IpsecSas;
+use crate::ipsec::State;
 use crate::tables::XfrmPolicies;
 
 impl Supervisor {
@@ -21,11 +22,12 @@ impl Supervisor {
             self.policies = policies.to_vec();
             self.apply_policies();
         }
-        self.follow_sas()
+        // None without policies, from now on.
+        if self.policies.is_empty() { self.follow_sas() } else { Ok(()) }
     }
 
     /// Follows the kernel's SAs while there are policies.
-    fn follow_sas(&mut self) -> Result<()> {
+    pub(super) fn follow_sas(&mut self) -> Result<()> {
         let is_enabled = !self.policies.is_empty() && self.ipsec_filter().is_none();
         if self.sas.is_none() && is_enabled {
             let wakeup = Arc::clone(&self.wakeup);
@@ -56,8 +58,23 @@ impl Supervisor {
         let policies = self.compile_policies();
         self.mirror.set_sas(policies);
         // Workers know them before they get their packets.
+        self.steer_sas()
+    }
+
+    /// A connection may be carried from any moment on, or end.
+    pub(super) fn check_sas(&mut self) -> Result<()> {
+        if self.tracked().is_some() && self.sas.is_some() { self.steer_sas() } else { Ok(()) }
+    }
+
+    /// Has packets of the workers' SAs steered, where connections are tracked those whose connection is carried.
+    fn steer_sas(&mut self) -> Result<()> {
         let states = Arc::clone(self.mirror.tables().xfrm.states());
-        self.steering_state.set_ipsec_sas(&states.inbound)
+        let tracked = self.tracked();
+        let is_steered = |state: &State| {
+            let carries = |it: &Tracked| it.carries(state.protocol(), state.config());
+            tracked.as_ref().is_none_or(carries)
+        };
+        self.steering_state.set_ipsec_sas(&states.inbound, is_steered)
     }
 
     fn apply_policies(&mut self) {

@@ -512,6 +512,7 @@ impl Supervisor {
             );
         }
         self.repair_punt()?;
+        self.check_sas()?;
         self.check_ports(was_away)?;
         // For when this thread does not get to publishing a newer one.
         self.publish();
@@ -606,8 +607,10 @@ impl Supervisor {
             ports.extend(self.ports.matched_names().map(str::to_owned));
         }
         let bypassed = self.firewall.bypassed(&ports);
-        let pending = self.follow_ruleset()?;
+        // Before the ruleset: no packet is opened or protected without the rules that belong to its policy.
         self.follow_policies()?;
+        let pending = self.follow_ruleset()?;
+        self.follow_sas()?;
         if bypassed != self.bypassed || pending != self.ruleset_pending {
             let is_news = bypassed != self.bypassed;
             (self.bypassed, self.ruleset_pending) = (bypassed, pending);

@@ -87,7 +87,7 @@ impl Supervisor {
         self.mirror.tables().epochs.void_all();
     }
 
-    /// The router's own connections are not carried, and SAs for receiving end at its addresses.
+    /// The router's own connections are not carried, unless they are of IPsec, and SAs for receiving end at its addresses.
     pub(super) fn tell_locals(&self) {
         if let Some(flows) = &self.flows {
             flows.set_locals(self.locals());

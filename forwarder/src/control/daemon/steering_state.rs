@@ -8,7 +8,7 @@ use super::ports::{Port, PortManager};
 use crate::control::mirror::Mirror;
 use crate::control::steering::{Attacher, FlowGate, SaGateKey, Steering};
 use crate::io::af_xdp::HeartbeatPage;
-use crate::ipsec::{InboundState, Sad};
+use crate::ipsec::{InboundState, Sad, State};
 use crate::say;
 
 /// The programs' maps, and what could not be put into them.
@@ -60,14 +60,19 @@ impl SteeringState {
         Ok(self.steering.set_tracking(on)?)
     }
 
-    /// The SAs whose packets for the router itself are steered.
-    pub(super) fn set_ipsec_sas(&mut self, sad: &Sad) -> Result<()> {
+    /// The SAs whose packets for the router itself are steered: those that `is_steered` says.
+    pub(super) fn set_ipsec_sas(
+        &mut self,
+        sad: &Sad,
+        is_steered: impl Fn(&State) -> bool,
+    ) -> Result<()> {
+        let steered = sad.states().filter(|state| is_steered(state.state()));
         let key = |state: &Arc<InboundState>| {
             let config = state.state().config();
             SaGateKey::new(config.dst, config.spi, state.state().protocol().0)
         };
         // Those for which there is no room stay with the kernel.
-        self.steering.set_ipsec_sas(sad.states().map(key))?;
+        self.steering.set_ipsec_sas(steered.map(key))?;
         Ok(())
     }
 

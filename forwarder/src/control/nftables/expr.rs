@@ -10,6 +10,7 @@ use crate::netfilter::nft::ruleset::{
     BitwiseOp, Checksum, CmpOp, CtKey, Data, Expr, ExthdrOp, Family, FibDev, FibKey, FibQuery,
     MetaKey, PayloadBase, SetPayload, TupleEnd,
 };
+use crate::netfilter::nft::xfrm::{XfrmDir, XfrmKey, XfrmQuery};
 
 /// Text of an expression that has no name.
 const NAMELESS: &str = "malformed expression";
@@ -94,6 +95,8 @@ fn expr(attrs: Attrs<'_>) -> Option<Expr> {
         "objref" => objref(data),
         "ct" => ct(data),
         "fib" => fib(data),
+        "xfrm" => xfrm(data),
+        "rt" => rt(data),
         "notrack" => data.0.is_empty().then_some(Expr::Notrack),
         _ => None,
     };
@@ -425,6 +428,40 @@ fn fib(data: Attrs<'_>) -> Option<Expr> {
     }
     let query = FibQuery { key, daddr, dev, mark: flags & NFTA_FIB_F_MARK != 0, present };
     Some(Expr::Fib { dreg: table.reg_of(NFTA_FIB_DREG, query.octets())?, query })
+}
+
+/// `ipsec`, with what `nft_xfrm_get_init` accepts.
+fn xfrm(data: Attrs<'_>) -> Option<Expr> {
+    let table = Table::<5>::strict(data)?;
+    let key = match table.be32(NFTA_XFRM_KEY)? {
+        1 => XfrmKey::Daddr4,
+        2 => XfrmKey::Daddr6,
+        3 => XfrmKey::Saddr4,
+        4 => XfrmKey::Saddr6,
+        5 => XfrmKey::Reqid,
+        6 => XfrmKey::Spi,
+        _ => return None,
+    };
+    // XFRM_POLICY_IN, XFRM_POLICY_OUT.
+    let dir = match table.get(NFTA_XFRM_DIR)? {
+        [0] => XfrmDir::In,
+        [1] => XfrmDir::Out,
+        _ => return None,
+    };
+    let spnum = match table.has(NFTA_XFRM_SPNUM) {
+        true => u8::try_from(table.be32(NFTA_XFRM_SPNUM)?).ok()?,
+        false => 0,
+    };
+    let query = XfrmQuery { dir, spnum, key };
+    Some(Expr::Xfrm { dreg: table.reg_of(NFTA_XFRM_DREG, query.octets())?, query })
+}
+
+/// `rt ipsec`.
+fn rt(data: Attrs<'_>) -> Option<Expr> {
+    let table = Table::<3>::strict(data)?;
+    let query = XfrmQuery::RT;
+    let dreg = table.reg_of(NFTA_RT_DREG, query.octets())?;
+    (table.be32(NFTA_RT_KEY)? == NFT_RT_XFRM).then_some(Expr::Xfrm { dreg, query })
 }
 
 /// A key, and the octets that it writes to the register.

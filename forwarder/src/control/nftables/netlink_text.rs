@@ -5,6 +5,7 @@ use crate::netfilter::nft::ruleset::{
     BitwiseOp, Checksum, CmpOp, CtKey, Expr, ExthdrOp, FibDev, FibKey, FibQuery, MetaKey,
     PayloadBase, Reg, RuleVerdict, SetPayload, TupleEnd,
 };
+use crate::netfilter::nft::xfrm::{XfrmDir, XfrmKey, XfrmQuery};
 
 /// Names of libnftnl, by NFT_META_* number.
 const META: [&str; 35] = [
@@ -106,6 +107,7 @@ pub fn expr(expr: &Expr) -> String {
             let present = if query.present { " present" } else { "" };
             format!("{}{present} => reg {}", fib(*query), reg(*dreg))
         }
+        Expr::Xfrm { dreg, query } => format!("{} => reg {}", xfrm(*query), reg(*dreg)),
         Expr::SetMark { sreg } => format!("meta set mark with reg {}", reg(*sreg)),
         Expr::SetCtMark { sreg } => format!("ct set mark with reg {}", reg(*sreg)),
         Expr::Xt(of) => of.to_string(),
@@ -213,6 +215,20 @@ pub fn fib(query: FibQuery) -> String {
         FibKey::Type => "type",
     };
     format!("{text} {key}")
+}
+
+fn xfrm(query: XfrmQuery) -> String {
+    let key = match query.key {
+        XfrmKey::Present => return "rt load ipsec".into(),
+        XfrmKey::Daddr4 => "daddr4",
+        XfrmKey::Daddr6 => "daddr6",
+        XfrmKey::Saddr4 => "saddr4",
+        XfrmKey::Saddr6 => "saddr6",
+        XfrmKey::Reqid => "reqid",
+        XfrmKey::Spi => "spi",
+    };
+    let dir = if query.dir == XfrmDir::In { "in" } else { "out" };
+    format!("xfrm load {dir} {} {key}", query.spnum)
 }
 
 fn meta(key: MetaKey) -> String {

@@ -189,6 +189,15 @@ pub const NFTA_CT_KEY: u16 = 2;
 pub const NFTA_CT_DIRECTION: u16 = 3;
 pub const NFTA_CT_SREG: u16 = 4;
 
+pub const NFTA_XFRM_DREG: u16 = 1;
+pub const NFTA_XFRM_KEY: u16 = 2;
+pub const NFTA_XFRM_DIR: u16 = 3;
+pub const NFTA_XFRM_SPNUM: u16 = 4;
+
+pub const NFTA_RT_DREG: u16 = 1;
+pub const NFTA_RT_KEY: u16 = 2;
+pub const NFT_RT_XFRM: u32 = 4;
+
 pub const NFTA_FIB_DREG: u16 = 1;
 pub const NFTA_FIB_RESULT: u16 = 2;
 pub const NFTA_FIB_FLAGS: u16 = 3;

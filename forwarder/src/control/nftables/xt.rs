@@ -9,6 +9,9 @@ use crate::control::netlink::message::Attrs;
 use crate::netfilter::nft::ruleset::{
     BitwiseOp, CmpOp, CtKey, Expr, Family, FibDev, FibKey, FibQuery, MetaKey, PayloadBase, Reg,
 };
+use crate::netfilter::nft::xfrm::{
+    AddressMatch, POLICY_ELEMS_MAX, PolicyElem, PolicyMatch, XfrmDir,
+};
 use crate::netfilter::nft::xt::{Connmark, ConnmarkMode, HopLimitMode, Mangle, Ports, Xt};
 
 /// The register of expressions that stand for an extension of iptables, which itself uses the first one: the
@@ -69,6 +72,7 @@ pub fn exprs(family: Family, attrs: Attrs<'_>) -> Option<Vec<Expr>> {
             let range = (info.u16(0)?, info.u16(2)?);
             Some(vec![Expr::Xt(Xt::TcpMss { range, invert: info.flag(4)? })])
         }
+        ("match", "policy", 0) => policy(info.sized(308)?),
         ("match", "rt", 0) if is_ipv6 => {
             // `struct ip6t_rt`. What it compares does not matter for packets without a routing header.
             info.sized(280)?;
@@ -416,4 +420,63 @@ fn connmark(info: Info<'_>, mode: usize) -> Option<Vec<Expr>> {
     };
     let (ctmark, ctmask, nfmask) = (info.u32(0)?, info.u32(4)?, info.u32(8)?);
     Some(vec![Expr::Connmark(Connmark { mode, ctmark, ctmask, nfmask })])
+}
+
+/// `struct xt_policy_info`, with what `policy_mt_check` accepts.
+fn policy(info: Info<'_>) -> Option<Vec<Expr>> {
+    const ELEM: usize = 76;
+    const FLAGS: usize = POLICY_ELEMS_MAX * ELEM;
+    // XT_POLICY_MATCH_*.
+    const IN: u16 = 1;
+    const OUT: u16 = 2;
+    const NONE: u16 = 4;
+    const STRICT: u16 = 8;
+    let (flags, len) = (info.u16(FLAGS)?, info.u16(FLAGS + 2)?);
+    let dir = match flags & (IN | OUT) {
+        IN => XfrmDir::In,
+        OUT => XfrmDir::Out,
+        _ => return None,
+    };
+    let len = usize::from(len);
+    if flags > IN | OUT | NONE | STRICT || len > POLICY_ELEMS_MAX {
+        return None;
+    }
+    let elems = (0..len).map(|n| policy_elem(info, n * ELEM)).collect::<Option<Vec<_>>>()?;
+    let (is_none, is_strict) = (flags & NONE != 0, flags & STRICT != 0);
+    Some(vec![Expr::Xt(Xt::Policy(PolicyMatch { dir, is_none, is_strict, elems }))])
+}
+
+/// `struct xt_policy_elem` at an offset.
+fn policy_elem(info: Info<'_>, at: usize) -> Option<PolicyElem> {
+    // After two addresses, each with its mask: SPI, reqid, protocol, mode, and the bits of what is compared, and of what
+    // must differ.
+    let (spi, reqid) = (u32::from_be_bytes(array(info, at + 64)?), info.u32(at + 68)?);
+    let (protocol, mode) = (info.u8(at + 72)?, info.u8(at + 73)?);
+    let (compared, inverted) = (info.u8(at + 74)?, info.u8(at + 75)?);
+    // Bit fields are laid out by the machine's byte order.
+    let bit = |n: u32| if cfg!(target_endian = "big") { 0x80 >> n } else { 1 << n };
+    if compared & !0x3f != 0 && cfg!(target_endian = "little") || mode > 1 {
+        return None;
+    }
+    let end = |n: u32| -> Option<Option<(AddressMatch, bool)>> {
+        let from = at + 32 * n as usize;
+        let with = AddressMatch { address: array(info, from)?, mask: array(info, from + 16)? };
+        Some((compared & bit(n) != 0).then_some((with, inverted & bit(n) != 0)))
+    };
+    fn with<T>(value: T, is_compared: bool, invert: bool) -> Option<(T, bool)> {
+        is_compared.then_some((value, invert))
+    }
+    let flags = |n: u32| (compared & bit(n) != 0, inverted & bit(n) != 0);
+    let [of_protocol, of_mode, of_spi, of_reqid] = [2, 3, 4, 5].map(flags);
+    Some(PolicyElem {
+        ends: [end(0)?, end(1)?],
+        protocol: with(protocol, of_protocol.0, of_protocol.1),
+        is_tunnel: with(mode == 1, of_mode.0, of_mode.1),
+        spi: with(spi, of_spi.0, of_spi.1),
+        reqid: with(reqid, of_reqid.0, of_reqid.1),
+    })
+}
+
+fn array<const N: usize>(info: Info<'_>, at: usize) -> Option<[u8; N]> {
+    info.octets(at, N)?.try_into().ok()
 }

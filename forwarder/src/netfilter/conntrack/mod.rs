@@ -24,8 +24,8 @@ pub use ahead::FlowsAhead;
 pub use flow::{Carried, FoundFlow};
 pub(super) use nf_conntrack_in::{Plain, Segment};
 pub use nf_conntrack_in::{Tracked, flow_key_of, flow_key4, flow_key6, nf_conntrack_in};
-pub(super) use nf_nat::nf_nat_both;
 pub use nf_nat::{NatTarget, Rewrite4, Translated, nf_nat_packet};
+pub(super) use nf_nat::{has_source, nf_nat_both};
 pub use table::{FlowDesc, FlowTable, FlowView, FlowWriter, SeqsElsewhere};
 pub use tuple::FlowKey;
 

@@ -40,7 +40,7 @@ impl NatTarget {
         oif: Option<&Link>,
     ) -> bool {
         let is_concerned = self.is_masqueraded && direction == Direction::Original;
-        !is_concerned || oif.is_some_and(|oif| has_source(oif, self))
+        !is_concerned || oif.is_some_and(|oif| has_source(oif, &self.key))
     }
 }
 
@@ -191,16 +191,16 @@ impl Rewrite4 {
     }
 }
 
-/// Whether the new source is an address of the interface.
+/// Whether the source of packets is an address of the interface.
 #[inline]
-fn has_source(oif: &Link, target: &NatTarget) -> bool {
-    match target.key.is_ipv4() {
+pub(in crate::netfilter) fn has_source(oif: &Link, key: &FlowKey) -> bool {
+    match key.is_ipv4() {
         true => {
-            let [source, _] = target.key.addresses4();
+            let [source, _] = key.addresses4();
             oif.addrs4.iter().any(|(address, _)| address.octets() == source)
         }
         false => {
-            let [source, _] = target.key.addresses6();
+            let [source, _] = key.addresses6();
             oif.addrs6.iter().any(|(address, _)| address.octets() == source)
         }
     }

@@ -194,6 +194,11 @@ impl FlowTable {
         first.and_then(|bucket| bucket.0.first()).map_or(0, |entry| entry.load(Relaxed))
     }
 
+    /// The key of packets of a direction of a connection that a reader found.
+    pub(in crate::netfilter) fn key(&self, of: CtInfo) -> Option<FlowKey> {
+        Some(self.flow(of.flow)?.keys()[of.direction as usize])
+    }
+
     /// The same as a reader found it earlier.
     #[inline]
     pub(in crate::netfilter) fn again(&self, of: FoundFlow) -> Option<Carried<'_>> {

@@ -535,6 +535,9 @@ fn plain(expr: &Expr) -> Option<Op> {
             // The kernel writes 16 octets for a name, but 4 if there is no route.
             Op::Fib { dreg: valid(*dreg, query.octets())?, query: *query }
         }
+        Expr::Xfrm { dreg, query } => {
+            Op::Xfrm { dreg: valid(*dreg, query.octets())?, query: *query }
+        }
         Expr::Notrack => Op::Notrack,
         Expr::Verdict(_)
         | Expr::Lookup { .. }

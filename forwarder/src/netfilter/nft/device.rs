@@ -126,7 +126,9 @@ pub(super) fn register(program: &mut Program, table: &Table, chain: &Chain, numb
         }
         _ => false,
     };
-    let is_other = |expr: &Expr| matches!(expr, Expr::Xt(_) | Expr::Connmark(_) | Expr::Fib { .. });
+    let is_other = |expr: &Expr| {
+        matches!(expr, Expr::Xt(_) | Expr::Connmark(_) | Expr::Fib { .. } | Expr::Xfrm { .. })
+    };
     let device_chain = DeviceChain {
         base: id,
         devices: base.devices.clone(),
@@ -193,6 +195,7 @@ pub(super) fn is_evaluated(expr: &Expr) -> bool {
             | Expr::Connmark(_)
             | Expr::Notrack
             | Expr::Fib { .. }
+            | Expr::Xfrm { .. }
             | Expr::Xt(_)
             | Expr::SetPayload(_)
             | Expr::Mangle(_)

@@ -310,6 +310,13 @@ impl<T: Tracer> Run<'_, T> {
             Op::Connmark(target) => return self.connmark(target),
             Op::Xt(of) => return of.eval(&self.view),
             Op::Fib { dreg, query } => return self.fib(*dreg, *query),
+            Op::Xfrm { dreg, query } => {
+                let mut value = [0; 16];
+                let Some(len) = query.eval(self.view.packet, &mut value) else {
+                    return Flow::Break;
+                };
+                self.regs.store(*dreg, &value[..len]);
+            }
             // A packet that connections are tracked for would not be tracked from here on.
             Op::Notrack if self.view.packet.ct != Ct::Off => return Flow::Kernel(NO_CONNECTION),
             // The caller knows the number.
@@ -380,7 +387,7 @@ impl<T: Tracer> Run<'_, T> {
             MetaKey::IifType => packet.iif.map(|_| host16(ARPHRD_ETHER))?,
             MetaKey::OifType => packet.oif.map(|_| host16(ARPHRD_ETHER))?,
             MetaKey::PktType => self.pkt_type().into(),
-            MetaKey::SecPath => packet.has_secpath.into(),
+            MetaKey::SecPath => packet.received_by.is_some().into(),
             // Packets that are forwarded have no socket; the kernel's own sockets have no file. The compiler
             // leaves other keys to the kernel.
             MetaKey::SkUid | MetaKey::SkGid | MetaKey::Other(_) => return None,

@@ -6,6 +6,7 @@ use super::device::DeviceChains;
 use super::packet::Packet;
 use super::program::{BaseChainId, CounterPage, Journal, NftVerdict, Program};
 use super::ruleset::{Family, Ruleset};
+use super::xfrm::SaInfo;
 use crate::netfilter::conntrack::Ct;
 use crate::netfilter::hook::{Hook, HookState};
 use crate::netfilter::ingress::AtIngress;
@@ -22,8 +23,10 @@ pub struct Around<'a> {
     pub tables: Option<&'a Tables>,
     /// CLOCK_MONOTONIC, nanoseconds.
     pub now_ns: u64,
-    /// See [`Packet::has_secpath`].
-    pub has_secpath: bool,
+    /// See [`Packet::received_by`] and [`Packet::sent_by`].
+    pub received_by: Option<SaInfo>,
+    /// See [`Packet::sent_by`].
+    pub sent_by: Option<SaInfo>,
 }
 
 /// A ruleset that workers apply.
@@ -98,7 +101,7 @@ impl Nft {
         tracer: &mut T,
     ) -> NftVerdict {
         let HookState { hook, pf, iif, oif, transport } = *at;
-        let Around { ct, tables, now_ns, has_secpath } = around;
+        let Around { ct, tables, now_ns, received_by, sent_by } = around;
         let mut packet = Packet {
             skb,
             family: pf,
@@ -110,7 +113,8 @@ impl Nft {
             tables,
             is_tagged: false,
             is_at_ingress: false,
-            has_secpath,
+            received_by,
+            sent_by,
             now_ns,
         };
         if tracer.is_traced() {

@@ -174,6 +174,7 @@ fn access(op: &Op, sets: &[CompiledSet]) -> (Octets, Octets) {
         Op::CtTuple { dreg, key } => (0, words(dreg, key.octets())),
         Op::SetCtMark { sreg } => (octets(sreg, 4), 0),
         Op::Fib { dreg, query } => (0, words(dreg, query.octets())),
+        Op::Xfrm { dreg, query } => (0, words(dreg, query.octets())),
         Op::SetMark { sreg } => (octets(sreg, 4), 0),
         Op::Write(ref write) => match **write {
             Write::Payload(set) => (octets(set.sreg.0, set.len.into()), 0),

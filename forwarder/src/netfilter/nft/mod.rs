@@ -4,7 +4,7 @@
 //! - `compile`, `reach`, `set` with `key_table`, `intervals` and `tuple_space`: make the program;
 //! - `fuse`, `classify`: make it fast;
 //! - `op`, `program`: the program;
-//! - `packet`, `eval`, `fib`, `write`, [`xt`]: run it on a packet; `traced`: with what rules decide recorded;
+//! - `packet`, `eval`, `fib`, [`xfrm`], `write`, [`xt`]: run it on a packet; `traced`: with what rules decide recorded;
 //! - `device`: chains at the ingress and egress of interfaces;
 //! - `follow`: the program at the hooks, with the counters of all workers.
 //!
@@ -30,6 +30,7 @@ mod traced;
 mod tuple_space;
 mod varies;
 mod write;
+pub mod xfrm;
 pub mod xt;
 
 pub use compile::{compile, compile_with_slack};

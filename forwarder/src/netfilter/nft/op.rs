@@ -6,6 +6,7 @@
 use super::ruleset::{
     CmpOp, CtKey, ExthdrOp, FibQuery, MetaKey, PayloadBase, REGISTERS, SetPayload,
 };
+use super::xfrm::XfrmQuery;
 use super::xt::{Connmark, Mangle, Xt};
 
 /// What a compiled expression or rule decides. As the kernel's verdicts, with chains by number.
@@ -148,6 +149,11 @@ pub(super) enum Op {
     Fib {
         dreg: u8,
         query: FibQuery,
+    },
+    /// `ipsec`, `rt ipsec`.
+    Xfrm {
+        dreg: u8,
+        query: XfrmQuery,
     },
     /// `notrack`.
     Notrack,

@@ -7,6 +7,7 @@ use crate::tables::{Link, Tables};
 use crate::wire::EtherType;
 
 use super::ruleset::{Family, PayloadBase};
+use super::xfrm::SaInfo;
 
 /// Length of an Ethernet header, octets.
 const ETH_HLEN: usize = 14;
@@ -44,8 +45,10 @@ pub struct Packet<'a> {
     pub is_tagged: bool,
     /// It is at the ingress of an interface.
     pub is_at_ingress: bool,
-    /// It was received with the protection of IPsec.
-    pub has_secpath: bool,
+    /// The SA whose protection it was received with.
+    pub received_by: Option<SaInfo>,
+    /// The SA that it is to be protected with.
+    pub sent_by: Option<SaInfo>,
     /// Time of the clock that the program was compiled with, nanoseconds: elements of sets expire.
     pub now_ns: u64,
 }
@@ -127,7 +130,8 @@ impl<'a> Packet<'a> {
             tables: None,
             is_tagged: false,
             is_at_ingress: false,
-            has_secpath: false,
+            received_by: None,
+            sent_by: None,
             now_ns,
         }
     }

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use super::xfrm::XfrmQuery;
 use super::xt::{Connmark, Mangle, Xt};
 use crate::netfilter::conntrack::Direction;
 
@@ -553,6 +554,13 @@ pub enum Expr {
         kind: u32,
         /// Its name.
         name: String,
+    },
+    /// `ipsec`, and `rt ipsec`. Breaks if the packet has no such SA.
+    Xfrm {
+        /// Destination.
+        dreg: Reg,
+        /// What is read.
+        query: XfrmQuery,
     },
     /// `notrack`: without effect where connections are not tracked, else left to the kernel.
     Notrack,

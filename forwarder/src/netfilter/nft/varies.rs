@@ -6,11 +6,13 @@
 use super::op::{Load, Op};
 use super::program::Program;
 use super::ruleset::{Family, MetaKey, PayloadBase};
+use super::xt::Xt;
 
 impl Program {
     /// Whether the result of an operation depends on more than the packet's flow and interfaces.
     pub(super) fn varies(&self, op: &Op, family: Family) -> bool {
         match op {
+            Op::Xt(of) => !matches!(**of, Xt::Policy(_)),
             Op::Immediate { .. }
             | Op::Flow(_)
             | Op::Cmp { .. }
@@ -23,6 +25,8 @@ impl Program {
             | Op::Ct { .. }
             | Op::CtTuple { .. }
             | Op::Notrack
+            // Packets of a flow of which something is remembered are not of IPsec.
+            | Op::Xfrm { .. }
             | Op::Nothing
             | Op::Kernel(_) => false,
             Op::Payload { base, offset, len, .. } => {
@@ -41,7 +45,6 @@ impl Program {
             | Op::Connmark(_)
             | Op::Write(_)
             | Op::Exthdr { .. }
-            | Op::Xt(_)
             | Op::Fib { .. } => true,
         }
     }

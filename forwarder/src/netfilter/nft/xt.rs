@@ -8,7 +8,8 @@ use std::fmt;
 use super::op::Flow;
 use super::packet::View;
 use super::program::{IPV6_EXTENSIONS, JUMBOGRAM, NO_TRANSPORT};
-use super::ruleset::PayloadBase;
+use super::ruleset::{Family, PayloadBase};
+use super::xfrm::PolicyMatch;
 use crate::wire::Protocol;
 use crate::wire::ipv6_ext::is_ext_header;
 
@@ -63,6 +64,8 @@ pub enum Xt {
         /// Matches also if there is no MSS option.
         invert: bool,
     },
+    /// `policy`.
+    Policy(PolicyMatch),
     /// `rt` of IPv6, whatever it compares: it never matches a packet without a routing header. Packets with
     /// extension headers are left to the kernel.
     Rt,
@@ -157,6 +160,9 @@ impl Xt {
         match self {
             Xt::Length6 { range, invert } => return length6(view, *range, *invert),
             Xt::Rt => return rt(view),
+            Xt::Policy(policy) => {
+                return policy.eval(view.packet, view.packet.family == Family::Ip);
+            }
             _ => {}
         }
         let transport = view.packet.transport;
@@ -168,7 +174,7 @@ impl Xt {
             Xt::Multiport { which, ranges, invert } => multiport(view, *which, ranges, *invert),
             Xt::Icmp { icmp_type, codes, invert } => icmp(view, *icmp_type, *codes, *invert),
             Xt::TcpMss { range, invert } => tcpmss(view, *range, *invert),
-            Xt::Length6 { .. } | Xt::Rt => Some(false),
+            Xt::Length6 { .. } | Xt::Rt | Xt::Policy(_) => Some(false),
         };
         match matched {
             Some(true) => Flow::Continue,
@@ -300,6 +306,7 @@ impl fmt::Display for Xt {
                 write!(f, "xt match tcpmss {}{from}:{to}", not(invert))
             }
             Xt::Rt => f.write_str("xt match rt"),
+            Xt::Policy(policy) => policy.fmt(f),
         }
     }
 }

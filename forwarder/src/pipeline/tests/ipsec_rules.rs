@@ -11,6 +11,7 @@ use crate::netfilter::nft::ruleset::{
     BaseChain, BitwiseOp, Chain, Checksum, CmpOp, CtKey, Expr, Family as NftFamily, MetaKey,
     PayloadBase, Reg, Rule, RuleVerdict, Ruleset, SetPayload, Table,
 };
+use crate::tables::RpFilter;
 
 const REG: Reg = Reg(0);
 
@@ -103,7 +104,10 @@ struct Filtering {
 impl Filtering {
     fn new(outer: Family, ruleset: Ruleset) -> Filtering {
         let (net, state) = net(outer);
-        let mut gateway = gateway_of(net, state, outer);
+        Filtering::of(gateway_of(net, state, outer), ruleset)
+    }
+
+    fn of(mut gateway: Gateway, ruleset: Ruleset) -> Filtering {
         let (flows, writer) = FlowTable::new(8, 9);
         flows.set_valid(gateway.lab.now_ns);
         let mut registry = NetHooks::new(1);
@@ -118,12 +122,17 @@ impl Filtering {
     /// With the connections of the tunnel, and of the packet inside it.
     fn tracking(outer: Family, ruleset: Ruleset) -> Filtering {
         let mut filtering = Filtering::new(outer, ruleset);
+        filtering.carry_all(outer);
+        filtering
+    }
+
+    /// The connections of the tunnel, and of the packet inside it.
+    fn carry_all(&mut self, outer: Family) {
         let [own, other] = ends(outer);
-        filtering.carry(FlowKey::new(own, other, Protocol::ESP.0, 0, 0));
+        self.carry(FlowKey::new(own, other, Protocol::ESP.0, 0, 0));
         let client = "198.18.1.2".parse().expect("an address");
         let server = "10.1.0.5".parse().expect("an address");
-        filtering.carry(FlowKey::new(client, server, Protocol::UDP.0, 4000, 9));
-        filtering
+        self.carry(FlowKey::new(client, server, Protocol::UDP.0, 4000, 9));
     }
 
     fn carry(&mut self, key: FlowKey) {
@@ -357,5 +366,126 @@ fn what_only_the_kernel_can_decide_it_gets_as_received() {
         let frame = filtering.gateway.sealed(&packet.packet());
         assert_eq!(filtering.gateway.right(&frame), []);
         assert_eq!(filtering.punted(), [frame], "{hook:?}");
+    }
+}
+
+#[test]
+fn an_opened_packet_that_the_filter_of_sources_refuses_is_counted_by_the_kernel_alone() {
+    let (mut net, state) = net(Family::Ipv4);
+    net.links[2].rp_filter = RpFilter::Strict;
+    // Its source is behind the left.
+    let packet = V4 { src: "198.18.1.9", dst: "198.18.1.2", ..V4::default() };
+    let mut filtering = Filtering::of(gateway_of(net, state, Family::Ipv4), counting());
+    let frame = filtering.gateway.sealed(&packet.packet());
+    assert_eq!(filtering.gateway.right(&frame), []);
+    assert_eq!(filtering.punted(), [frame]);
+    assert_eq!(filtering.counted().iter().sum::<u64>(), 0);
+}
+
+#[test]
+fn a_marked_packet_whose_source_is_filtered_is_the_kernels() {
+    let (mut net, state) = net(Family::Ipv4);
+    net.links[2].rp_filter = RpFilter::Loose;
+    let mark = vec![
+        Expr::Immediate { dreg: REG, value: 5u32.to_ne_bytes().to_vec() },
+        Expr::SetMark { sreg: REG },
+    ];
+    let rule = and([of_protocol(Protocol::ESP), mark]);
+    let marking = ruleset(vec![(Hook::PreRouting, vec![rule])], false);
+    let mut filtering = Filtering::of(gateway_of(net, state, Family::Ipv4), marking);
+    let frame = filtering.gateway.sealed(&back4().packet());
+    assert_eq!(filtering.gateway.right(&frame), []);
+    assert_eq!(filtering.punted(), [frame]);
+}
+
+#[test]
+fn an_invalid_packet_is_not_given_to_the_kernel_after_it_was_protected() {
+    let left = and([of_protocol(Protocol::ESP), vec![Expr::Other("quota".to_owned())]]);
+    let tracked = and([established(), vec![counter()]]);
+    let chains = vec![(Hook::Forward, vec![tracked]), (Hook::PostRouting, vec![left])];
+    let mut filtering = Filtering::tracking(Family::Ipv4, ruleset(chains, false));
+    let client = "198.18.1.2".parse().expect("an address");
+    let server = "10.1.0.5".parse().expect("an address");
+    filtering.carry(FlowKey::new(client, server, Protocol::TCP.0, 4000, 9));
+    let segment = |ports: [u16; 2], seq: u32, ack: u32, flags: u8| {
+        let mut segment = ports.map(u16::to_be_bytes).concat();
+        segment.extend(seq.to_be_bytes());
+        segment.extend(ack.to_be_bytes());
+        segment.extend([0x50, flags, 1, 0, 0, 0, 0, 0]);
+        segment
+    };
+    // The answer acknowledges up to 5000; the RST is from long before.
+    let payload = segment([9, 4000], 1, 5000, 0x10);
+    let answer = V4 { protocol: Protocol::TCP, payload, ..back4() };
+    let frame = filtering.gateway.sealed(&answer.packet());
+    assert_eq!(filtering.gateway.right(&frame).len(), 1);
+    let payload = segment([4000, 9], 9, 1, 0x14);
+    let reset = V4 { protocol: Protocol::TCP, payload, ..v4() };
+    assert_eq!(filtering.gateway.lab.one(reset.frame()), []);
+    assert_eq!(filtering.punted(), Vec::<Vec<u8>>::new());
+    assert_eq!(filtering.gateway.lab.drops(DropReason::NetfilterDrop), 1);
+}
+
+#[test]
+fn when_the_kernel_sends_on_an_sa_workers_stop() {
+    let rule = and([of_protocol(Protocol::ESP), vec![Expr::Other("quota".to_owned())]]);
+    let mut filtering =
+        Filtering::new(Family::Ipv4, ruleset(vec![(Hook::PostRouting, vec![rule])], false));
+    assert_eq!(filtering.gateway.lab.one(v4().frame()), []);
+    assert!(filtering.gateway.state.sequence().is_left());
+    let next = filtering.gateway.state.sequence().next();
+    assert_eq!(filtering.gateway.lab.one(v4().frame()), []);
+    assert_eq!(filtering.punted(), [v4().frame(), v4().frame()]);
+    assert_eq!(filtering.gateway.state.sequence().next(), next, "no number is used up");
+}
+
+#[test]
+fn rules_that_change_the_outer_destination_leave_it_to_the_kernel() {
+    let to = vec![
+        Expr::Immediate { dreg: REG, value: vec![198, 18, 2, 9] },
+        Expr::SetPayload(SetPayload {
+            sreg: REG,
+            base: PayloadBase::Network,
+            offset: 16,
+            len: 4,
+            checksum: Checksum::Inet(10),
+            pseudo_header: true,
+        }),
+    ];
+    let rule = and([of_protocol(Protocol::ESP), to]);
+    let chains = vec![(Hook::PostRouting, vec![rule])];
+    let mut filtering = Filtering::new(Family::Ipv4, ruleset(chains, false));
+    assert_eq!(filtering.gateway.lab.one(v4().frame()), []);
+    assert_eq!(filtering.punted(), [v4().frame()]);
+}
+
+/// A chain of type nat beside the others.
+fn translating() -> Ruleset {
+    let mut ruleset = stateful();
+    let base = BaseChain {
+        kind: "nat".to_owned(),
+        hook: Hook::PostRouting as u32,
+        priority: 100,
+        policy_drops: false,
+        devices: Vec::new(),
+    };
+    ruleset.tables[0].chains.push(Chain {
+        name: "nat".to_owned(),
+        base: Some(base),
+        rules: vec![],
+    });
+    ruleset
+}
+
+#[test]
+fn a_tunnel_that_may_be_masqueraded_leaves_by_the_interface_with_its_source() {
+    for (addr, is_sent) in [("198.18.2.1", true), ("198.18.2.3", false)] {
+        let (mut net, state) = net(Family::Ipv4);
+        net.links[2].addrs4 = vec![(addr4(addr), 24)];
+        let mut filtering = Filtering::of(gateway_of(net, state, Family::Ipv4), translating());
+        filtering.carry_all(Family::Ipv4);
+        let sent = filtering.gateway.lab.one(v4().frame());
+        assert_eq!(sent.len(), usize::from(is_sent), "{addr}");
+        assert_eq!(filtering.punted().len(), usize::from(!is_sent), "{addr}");
     }
 }

@@ -130,6 +130,9 @@ impl Follower<'_> {
                 is_gated,
             });
         }
+        if !is_gated {
+            self.ungated.push(number);
+        }
         self.without_events += usize::from(!has_events);
         if let Some(reading) = &mut self.reading {
             reading.saw(number);

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{BATCH, Follower, NS_PER_S, liberal, tuple_of};
-use crate::control::conntrack::{self, Change};
+use super::{BATCH, Follower, NS_PER_S, is_of, liberal, tuple_of};
+use crate::control::conntrack::{self, Change, Tuple};
 use crate::control::daemon::flow_entry::{IPPROTO_TCP, IPPROTO_UDP};
 
 /// The longest interval between renewals of an entry, unless there are many flows.
@@ -18,6 +18,8 @@ const SWEEP_PART: u32 = 8;
 const SWEEP_MIN: usize = 65_536;
 /// Flows that are looked at for renewal between two looks for events.
 const SCAN: usize = 16_384;
+/// When an entry of IPsec to the router expires is asked this long before.
+const REFRESHED_NS: u64 = 30_000_000_000;
 /// Time-out of an entry after a RST that does not close it: the default of nf_conntrack_tcp_timeout_close.
 pub(super) const CLOSE_TIMEOUT_S: u32 = 10;
 /// Time-out of an entry that was renewed while its connection was closed.
@@ -55,6 +57,7 @@ impl Follower<'_> {
             self.cursor = 0;
         }
         self.cursor_end = (self.cursor + count).min(len);
+        self.refresh_ungated(now_ns);
         let mut shortened = std::mem::take(&mut self.shortened);
         let renewals = shortened.iter().filter_map(|number| self.renewal(*number, now_ns));
         let renewals: Vec<Renewal> = renewals.collect();
@@ -65,6 +68,40 @@ impl Follower<'_> {
         shortened.retain(is_shortened);
         shortened.append(&mut self.shortened);
         self.shortened = shortened;
+    }
+
+    /// Learns when entries of IPsec to the router expire: packets that are the kernel's, such as keepalives, renew them,
+    /// too, without an event.
+    fn refresh_ungated(&mut self, now_ns: u64) {
+        let carried = &self.carried;
+        let is_ungated = |number: &u32| {
+            carried.get(*number as usize).copied().flatten().is_some_and(|it| !it.is_gated)
+        };
+        self.ungated.retain(is_ungated);
+        let due = |number: u32| {
+            let desc = self.writer.get(number)?;
+            let is_due = desc.expires_ns < now_ns + REFRESHED_NS;
+            is_due.then(|| (number, tuple_of(&desc.keys[0])))
+        };
+        let due: Vec<(u32, Tuple)> =
+            self.ungated.iter().filter_map(|number| due(*number)).take(BATCH).collect();
+        // Changes that change nothing: the kernel answers with the entries.
+        let nothing =
+            |(_, tuple): &(u32, Tuple)| Change { is_liberal: None, ..liberal(*tuple, None) };
+        let changes: Vec<Change> = due.iter().map(nothing).collect();
+        let results = conntrack::update_and_read(&mut self.requests, &changes);
+        for ((number, _), result) in due.into_iter().zip(results) {
+            match result {
+                Ok(Some(entry)) if is_of(&self.carried, self.writer, number, &entry) => {
+                    let timeout_s = entry.timeout_s.unwrap_or(0);
+                    let expires_ns = now_ns + u64::from(timeout_s) * NS_PER_S;
+                    self.writer.set_expires_ns(number, expires_ns);
+                }
+                // The kernel does not tell.
+                Ok(None) => {}
+                _ => self.drop_number(number),
+            }
+        }
     }
 
     /// Renews the time-outs of entries whose packets were carried: of some of them at a time, so that events are

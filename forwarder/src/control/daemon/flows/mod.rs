@@ -70,6 +70,8 @@ struct Shared {
     /// The ruleset may set time-outs of its own, which are not extended, or restrict the events of entries.
     sets_entries: AtomicBool,
     locals: ArcSwap<Locals>,
+    /// They have changed: connections of IPsec that were not the router's may be now.
+    has_new_locals: AtomicBool,
     carried: AtomicU64,
     /// How often the ruleset has changed.
     ruleset_changes: AtomicU64,
@@ -125,7 +127,10 @@ impl FlowFollower {
 
     /// The router's own addresses from now on.
     pub(super) fn set_locals(&self, locals: Locals) {
-        self.shared.locals.store(Arc::new(locals));
+        if **self.shared.locals.load() != locals {
+            self.shared.locals.store(Arc::new(locals));
+            self.shared.has_new_locals.store(true, Relaxed);
+        }
     }
 
     /// The workers apply another ruleset, which tracks connections, and may set time-outs or events of them.
@@ -237,6 +242,8 @@ struct Follower<'a> {
     renewals: u64,
     /// Flows with `is_shortened`, by number.
     shortened: Vec<u32>,
+    /// Flows without `is_gated`, by number.
+    ungated: Vec<u32>,
     /// Connections that workers left to the kernel: until the ruleset changes.
     refused: HashMap<Tuple, Refused>,
     /// Those that are to be tried again.
@@ -294,6 +301,7 @@ impl<'a> Follower<'a> {
             cursor_end: 0,
             renewals: 0,
             shortened: Vec::new(),
+            ungated: Vec::new(),
             refused: HashMap::new(),
             retried: Vec::new(),
             reading: None,
@@ -414,7 +422,7 @@ impl<'a> Follower<'a> {
                     self.waiting.insert(entry.original, entry);
                     self.due.push_back((monotonic_ns() + CARRY_DELAY_NS, entry.original));
                 }
-                // Assured, and therefore two seconds old.
+                // UDP is assured, and therefore two seconds old; ESP and AH have been answered.
                 None => self.carry(&[Candidate { entry, is_from_event: true }]),
             },
         }

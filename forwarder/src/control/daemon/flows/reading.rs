@@ -217,6 +217,7 @@ impl Follower<'_> {
             self.has_left_out |= self.reads_again;
             self.begin_retry();
         }
+        self.has_left_out |= self.shared.has_new_locals.swap(false, Relaxed);
         // Of entries that other programs add there are no events.
         let is_old = self.read_at.elapsed() >= READING_INTERVAL
             && self.without_events_left < WITHOUT_EVENTS_LEFT_MAX;

@@ -237,16 +237,16 @@ impl Followed {
         let usage = state.usage();
         let is_late = now.saturating_duration_since(self.written_at) >= WRITE_BACK;
         let is_asked = match &self.kind {
+            // The kernel sends: nothing is to be asked, but once given up.
+            Kind::Outbound(_) if !self.is_carried(tracked) => self.reserved.is_some(),
+            Kind::Outbound(state) if state.sequence().is_left() => true,
             Kind::Outbound(state) => {
                 self.may_ask(now) && self.is_ask_due(usage.packets, state, now)
             }
             Kind::Inbound(_) => self.is_merge_due(now),
             Kind::Kernels(..) => false,
         };
-        is_asked
-            || is_late && !self.is_written(&usage)
-            || self.limits_to_report() != [false; 2]
-            || self.reserved.is_some() && !self.is_carried(tracked)
+        is_asked || is_late && !self.is_written(&usage) || self.limits_to_report() != [false; 2]
     }
 
     /// Whether the kernel's SA includes this usage by workers, and what they have received.
@@ -280,17 +280,15 @@ impl Followed {
         now: Instant,
         tracked: Option<&Tracked>,
     ) -> io::Result<bool> {
-        let is_carried = self.is_carried(tracked);
-        if let Kind::Outbound(state) = &self.kind
-            && !is_carried
-        {
-            // The kernel sends: what is left of the range is below its numbers then.
-            state.sequence().take_want();
-            state.sequence().give_up();
-            self.reserved = None;
-        } else if let Kind::Outbound(state) = &self.kind {
+        if let Kind::Outbound(state) = &self.kind {
             let state = Arc::clone(state);
-            if !self.look_after_numbers(&state, id, requests, now)? {
+            if !self.is_carried(tracked) {
+                // The kernel sends: what is left of the range is below its numbers then.
+                state.sequence().give_up();
+                (self.reserved, self.range) = (None, 0);
+            } else if state.sequence().is_left() {
+                self.leave_to_kernel(&state, now);
+            } else if !self.look_after_numbers(&state, id, requests, now)? {
                 return Ok(false);
             }
         }
@@ -345,6 +343,19 @@ impl Followed {
         Ok(true)
     }
 
+    /// The kernel has the SA for a while: longer, if it had it a short time ago.
+    fn leave_to_kernel(&mut self, state: &OutboundState, now: Instant) {
+        let is_soon = |ended: Instant| now.saturating_duration_since(ended) < CALM;
+        let doubled = match self.kernels_ended.is_some_and(is_soon) {
+            true => self.kernel_time * 2,
+            false => Duration::ZERO,
+        };
+        self.kernel_time = doubled.clamp(KERNEL_TIME[0], KERNEL_TIME[1]);
+        state.sequence().give_up();
+        state.sequence().take_up();
+        (self.reserved, self.kernels_until) = (None, Some(now + self.kernel_time));
+    }
+
     /// Reserves sequence numbers that workers need, unless the kernel sends.
     fn look_after_numbers(
         &mut self,
@@ -378,13 +389,7 @@ impl Followed {
             let is_again = settling.map_or(since < CALM, |count| count > SETTLING_MAX);
             // Without numbers, workers have left packets to it.
             if is_again && !is_starved {
-                let is_soon = |ended: Instant| now.saturating_duration_since(ended) < CALM;
-                let doubled = match self.kernels_ended.is_some_and(is_soon) {
-                    true => self.kernel_time * 2,
-                    false => Duration::ZERO,
-                };
-                self.kernel_time = doubled.clamp(KERNEL_TIME[0], KERNEL_TIME[1]);
-                (self.reserved, self.kernels_until) = (None, Some(now + self.kernel_time));
+                self.leave_to_kernel(state, now);
                 return Ok(true);
             }
             (self.taken_at, self.settling) = (now, settling.or(Some(0)));

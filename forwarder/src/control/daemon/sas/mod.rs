@@ -94,7 +94,7 @@ pub(super) struct Tracked {
 
 impl Tracked {
     /// Whether packets of an SA are of a connection that workers carry, or are not tracked.
-    fn carries(&self, protocol: Protocol, config: &StateConfig) -> bool {
+    pub(super) fn carries(&self, protocol: Protocol, config: &StateConfig) -> bool {
         let [ipv4, ipv6] = self.families;
         let is_tracked = if config.dst.is_ipv4() { ipv4 } else { ipv6 };
         let (protocol, ports) = match config.encap {

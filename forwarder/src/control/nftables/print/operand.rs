@@ -8,6 +8,7 @@ use crate::netfilter::conntrack::Direction;
 use crate::netfilter::nft::ruleset::{
     CtKey, ExthdrOp, Family, FibKey, FibQuery, MetaKey, PayloadBase, Reg, Set, TupleEnd,
 };
+use crate::netfilter::nft::xfrm::{XfrmKey, XfrmQuery};
 
 /// What a register holds.
 #[derive(Debug, Clone)]
@@ -44,6 +45,7 @@ pub(super) enum What<'a> {
     Meta(MetaKey),
     Ct(CtKey),
     Fib(FibQuery),
+    Xfrm(XfrmQuery),
     Value(&'a [u8]),
     /// Data of a map, with the text of its key.
     Map {
@@ -161,6 +163,7 @@ impl Known {
             What::Meta(key) => meta(operand, *key),
             What::Ct(key) => ct(operand, *key),
             What::Fib(query) => fib(operand, *query),
+            What::Xfrm(query) => xfrm(operand, *query),
             What::Text(text, kind) => plain(operand, text.clone(), *kind, Source::Other)
                 .filter(|_| operand.mask.is_none()),
             What::Value(_) | What::Map { .. } | What::Changed { .. } => None,
@@ -362,6 +365,18 @@ fn fib(operand: &Operand<'_>, query: FibQuery) -> Option<Left> {
     };
     let left = plain(operand, netlink_text::fib(query), kind, Source::Other)?;
     operand.mask.is_none().then_some(left)
+}
+
+fn xfrm(operand: &Operand<'_>, query: XfrmQuery) -> Option<Left> {
+    let kind = match query.key {
+        XfrmKey::Present => Kind::Presence,
+        XfrmKey::Daddr4 | XfrmKey::Saddr4 => Kind::Ipv4,
+        XfrmKey::Daddr6 | XfrmKey::Saddr6 => Kind::Ipv6,
+        XfrmKey::Reqid => Kind::HostNumber,
+        XfrmKey::Spi => Kind::Number,
+    };
+    let left = plain(operand, query.to_string(), kind, Source::Other)?;
+    Some(Left { mask: masked_field(operand, kind), ..left })
 }
 
 fn meta(operand: &Operand<'_>, key: MetaKey) -> Option<Left> {

@@ -72,6 +72,9 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
             }
             Expr::Meta { dreg, key } => self.load(*dreg, What::Meta(*key), meta_len(*key), at),
             Expr::Fib { dreg, query } => self.load(*dreg, What::Fib(*query), query.octets(), at),
+            Expr::Xfrm { dreg, query } => {
+                self.load(*dreg, What::Xfrm(*query), query.octets(), at);
+            }
             Expr::Ct { dreg, key } => self.load(*dreg, What::Ct(*key), key.octets(), at),
             Expr::Immediate { dreg, value } => {
                 self.load(*dreg, What::Value(value), value.len(), at);
@@ -522,7 +525,7 @@ fn masked<'a>(operand: &Operand<'a>, op: &BitwiseOp) -> Option<Operand<'a>> {
     let is_mask = xor.iter().all(|octet| *octet == 0) && mask.len() == operand.len;
     let is_loaded = matches!(
         operand.what,
-        What::Payload { .. } | What::Exthdr { .. } | What::Meta(_) | What::Ct(_)
+        What::Payload { .. } | What::Exthdr { .. } | What::Meta(_) | What::Ct(_) | What::Xfrm(_)
     );
     (is_mask && is_loaded && operand.mask.is_none())
         .then(|| Operand { mask: Some(mask.clone()), ..operand.clone() })

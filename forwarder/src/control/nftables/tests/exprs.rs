@@ -91,6 +91,7 @@ fn expressions_that_are_not_evaluated_have_a_name_that_users_know() {
     assert_eq!(one("flow_offload", &[(NFTA_FLOW_TABLE_NAME, b"ft\0")]), other("flow add @ft"));
     assert_eq!(one("flow_offload", &[]), other("flow_offload"));
     assert_eq!(one("xfrm", &[]), other("ipsec"));
+    assert_eq!(one("rt", &[(1, &be(1)), (2, &be(0))]), other("rt"));
     let exthdr = |op: u32| one("exthdr", &[(1, &be(1)), (NFTA_EXTHDR_OP, &be(op))]);
     assert_eq!(exthdr(NFT_EXTHDR_OP_SCTP), other("exthdr sctp"));
     assert_eq!(exthdr(NFT_EXTHDR_OP_DCCP), other("exthdr dccp"));

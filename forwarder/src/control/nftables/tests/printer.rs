@@ -87,10 +87,10 @@ fn of_expr(words: &[&str]) -> String {
         ["objref", "sreg", ..] => other("objref map"),
         // `dynset <op> reg_key <register> set <name>`
         ["dynset", _, "reg_key", _, "set", set, ..] => other(&format!("dynset {set}")),
-        ["xfrm", ..] => other("ipsec"),
+        ["rt", "load", "ipsec", ..] => text,
         [
             "immediate" | "cmp" | "range" | "bitwise" | "byteorder" | "lookup" | "payload" | "meta"
-            | "counter" | "objref" | "notrack" | "fib" | "ct",
+            | "counter" | "objref" | "notrack" | "fib" | "ct" | "xfrm",
             ..,
         ] => text,
         [name, ..] => other(name),

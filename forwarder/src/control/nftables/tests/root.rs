@@ -92,7 +92,6 @@ fn root_all_expressions_and_elements_are_as_nft_prints_them() {
             "meta priority set",
             "meta nftrace set",
             "objref map",
-            "ipsec",
         ] {
             assert!(others.contains(&text), "{text} is not among {others:?}");
         }

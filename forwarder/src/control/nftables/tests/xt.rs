@@ -6,6 +6,7 @@ use crate::control::nftables::expr::exprs;
 use crate::control::nftables::uapi::*;
 use crate::control::nftables::xt::XT_REG;
 use crate::netfilter::nft::ruleset::{BitwiseOp, CmpOp, CtKey, Expr, Family, MetaKey, PayloadBase};
+use crate::netfilter::nft::xfrm::{AddressMatch, PolicyElem, PolicyMatch, XfrmDir};
 use crate::netfilter::nft::xt::{Connmark, ConnmarkMode, HopLimitMode, Mangle, Ports, Xt};
 
 /// The expressions of an extension.
@@ -215,4 +216,62 @@ fn cut_structures_are_not_decoded() {
         let unknown = decoded(Family::Ip, kind, name, revision + 7, &vec![0; size]);
         assert_eq!(unknown, [Expr::Other(text)]);
     }
+}
+
+/// `struct xt_policy_info`: the elements, each as octets, and the flags.
+fn policy(elems: &[Vec<u8>], flags: u16) -> Vec<Expr> {
+    let mut info = elems.concat();
+    info.resize(4 * 76, 0);
+    info.extend(flags.to_ne_bytes());
+    info.extend((elems.len() as u16).to_ne_bytes());
+    decoded(Family::Ip, "match", "policy", 0, &padded(info))
+}
+
+/// An element with these bits of what is compared, and of what must differ.
+fn policy_elem(compared: u8, inverted: u8) -> Vec<u8> {
+    let address = |octets: [u8; 4]| [&octets[..], &[0; 12]].concat();
+    let addresses = [[192, 0, 2, 1], [255; 4], [192, 0, 2, 0], [255, 255, 255, 0]].map(address);
+    let mut elem = addresses.concat();
+    elem.extend([0, 0, 0x12, 0x34]);
+    elem.extend(7u32.to_ne_bytes());
+    elem.extend([50, 1, compared, inverted]);
+    elem
+}
+
+#[test]
+fn policies_are_decoded_with_what_their_elements_compare() {
+    let expected = |dir, is_none, is_strict, elems| {
+        [Expr::Xt(Xt::Policy(PolicyMatch { dir, is_none, is_strict, elems }))]
+    };
+    let any = PolicyElem::default();
+    let of = |compared, flags| policy(&[policy_elem(compared, 0)], flags);
+    assert_eq!(of(0, 1), expected(XfrmDir::In, false, false, vec![any.clone()]));
+    assert_eq!(of(0, 2 | 4), expected(XfrmDir::Out, true, false, vec![any.clone()]));
+    let address = |address: [u8; 4], mask: [u8; 4]| {
+        let wide = |octets: [u8; 4]| {
+            let mut wide = [0; 16];
+            wide[..4].copy_from_slice(&octets);
+            wide
+        };
+        AddressMatch { address: wide(address), mask: wide(mask) }
+    };
+    let all = PolicyElem {
+        ends: [
+            Some((address([192, 0, 2, 1], [255; 4]), true)),
+            Some((address([192, 0, 2, 0], [255, 255, 255, 0]), false)),
+        ],
+        protocol: Some((50, true)),
+        is_tunnel: Some((true, false)),
+        spi: Some((0x1234, true)),
+        reqid: Some((7, false)),
+    };
+    let both = [policy_elem(0x3f, 0x15), policy_elem(0, 0)];
+    assert_eq!(policy(&both, 1 | 8), expected(XfrmDir::In, false, true, vec![all, any]));
+    let other = [Expr::Other("xt match policy".into())];
+    for flags in [0, 3, 16] {
+        assert_eq!(of(0, flags), other, "flags {flags}");
+    }
+    assert_eq!(of(0x40, 1), other, "an unknown field");
+    let many = vec![policy_elem(0, 0); 5];
+    assert_eq!(policy(&many, 1), other, "another size");
 }

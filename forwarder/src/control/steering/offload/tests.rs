@@ -37,7 +37,8 @@ fn key(n: u32) -> FlowWords {
 #[test]
 fn what_is_entered_is_found_and_read_and_removed() {
     let mut table = table(1024);
-    for n in 0..900 {
+    // Few enough that none finds its places taken, whatever the hash.
+    for n in 0..400 {
         let number = table.insert(&key(n), 5, &HOP_A, &ACTION).expect("room");
         assert_eq!(table.entries().find(&key(n)).collect::<Vec<_>>(), [number]);
         let view = table.read(number).expect("an entry");
@@ -48,11 +49,11 @@ fn what_is_entered_is_found_and_read_and_removed() {
     assert_eq!(table.insert(&key(1), 6, &HOP_A, &ACTION), Err(NotEntered::NoPlace));
     assert_eq!(table.has_room(&key(1), 6), Err(NotEntered::NoPlace));
     assert_eq!(table.has_room(&key(10_000), 6), Ok(()));
-    assert_eq!((table.len(), table.numbers(0, u32::MAX).count()), (900, 900));
+    assert_eq!((table.len(), table.numbers(0, u32::MAX).count()), (400, 400));
     let number = table.entries().find(&key(9)).next().expect("found");
     table.remove(number, 0);
     assert_eq!((table.entries().find(&key(9)).next(), table.read(number)), (None, None));
-    assert_eq!(table.len(), 899);
+    assert_eq!(table.len(), 399);
 }
 
 #[test]

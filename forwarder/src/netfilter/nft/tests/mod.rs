@@ -11,9 +11,11 @@ mod traced;
 mod valid;
 mod write;
 mod write_reference;
+mod xfrm;
 mod xt;
 
 use super::ruleset::*;
+use super::xfrm::SaInfo;
 use super::*;
 use crate::netfilter::Hook;
 use crate::netfilter::conntrack::{Ct, CtInfo, Direction};
@@ -37,6 +39,8 @@ struct Input {
     mark: u32,
     pkt_type: PktType,
     ct: Ct,
+    received_by: Option<SaInfo>,
+    sent_by: Option<SaInfo>,
     /// The transport checksum is a partial one.
     is_partial: bool,
     now_ns: u64,
@@ -55,6 +59,8 @@ impl Input {
             mark: 0,
             pkt_type: PktType::Host,
             ct: Ct::Off,
+            received_by: None,
+            sent_by: None,
             is_partial: false,
             now_ns: 0,
         }
@@ -122,6 +128,7 @@ fn run_traced<T: Tracer>(program: &Program, input: &Input, tracer: &mut T) -> Ou
         let (iif, oif) = (input.iif.as_ref(), input.oif.as_ref());
         let mut packet = Packet::new(&mut skb, input.family, input.hook, iif, oif, input.now_ns);
         packet.ct = input.ct;
+        (packet.received_by, packet.sent_by) = (input.received_by, input.sent_by);
         verdict = match program.run_traced(*chain, &mut packet, &mut journal, tracer) {
             NftVerdict::Accept => Verdict::Accept,
             NftVerdict::Drop => Verdict::Drop,

@@ -314,7 +314,9 @@ impl State<'_> {
                 return written(write_reference::mangle(self.input, *mangle));
             }
             // Their tests do not use the reference.
-            Expr::Xt(_) | Expr::Connmark(_) => return Flow::Final(Verdict::Kernel),
+            Expr::Xt(_) | Expr::Connmark(_) | Expr::Xfrm { .. } => {
+                return Flow::Final(Verdict::Kernel);
+            }
             // Without routes.
             Expr::Fib { .. } => return Flow::Final(Verdict::Kernel),
             Expr::Counter { .. } | Expr::Other(_) => return Flow::Final(Verdict::Kernel),
