@@ -4,6 +4,8 @@
 //! against chosen keys: keys are the host's own configuration and its neighbours, whose number the kernel
 //! limits (`gc_thresh3`).
 
+use prefetch_index::prefetch_index;
+
 /// An odd number with bits all over: 2^64 divided by the golden ratio.
 pub const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -68,6 +70,13 @@ impl<S: Slot> HashTable<S> {
             *slot = entry;
         }
         HashTable { slots }
+    }
+
+    /// Asks for the cache line where [`get`](Self::get) begins.
+    #[inline]
+    pub fn prefetch(&self, key: S::Key) {
+        let at = S::hash(key) & self.slots.len().wrapping_sub(1);
+        prefetch_index(&*self.slots, at);
     }
 
     /// The value of the entry with a key.

@@ -241,7 +241,7 @@ impl InboundState {
             KmState::Acquiring => return Err(Error::XfrmAcquireError),
             _ => return Err(Error::XfrmInStateInvalid),
         }
-        if state.config.encap.is_some() != located.encap.is_some() {
+        if state.hot.encap.is_some() != located.encap.is_some() {
             return Err(Error::XfrmInStateMismatch);
         }
         let seq = self.replay.check(located.seq)?;
@@ -258,12 +258,12 @@ impl InboundState {
         if next == Protocol::NO_NEXT_HEADER && located.protocol == Protocol::ESP {
             return Ok(Decapsulated::Dummy);
         }
-        let range = match state.config.mode {
+        let range = match state.hot.mode {
             Mode::Tunnel => self.remove_tunnel(packet, located, payload, next),
             Mode::Transport => remove_header(packet, located, payload, next),
         };
         let range = range.ok_or(Error::XfrmInStateModeError)?;
-        Ok(match state.config.mode {
+        Ok(match state.hot.mode {
             Mode::Tunnel => Decapsulated::Tunnel(range),
             Mode::Transport => Decapsulated::Transport(range),
         })
@@ -277,13 +277,13 @@ impl InboundState {
         located: &Located,
         number: Number,
     ) -> Option<(Range<usize>, Protocol)> {
-        let layout = &self.state.layout;
+        let layout = &self.state.hot.layout;
         let at = located.at;
-        match (&self.transform, located.protocol) {
+        match (&self.transform.0, located.protocol) {
             (Transform::Esp(transform), Protocol::ESP) => {
-                let data = at + layout.header..packet.len().checked_sub(layout.icv)?;
+                let data = at + layout.header()..packet.len().checked_sub(layout.icv())?;
                 let data_len = data.end.checked_sub(data.start)?;
-                if data_len < TRAILER_LEN || data_len % layout.block != 0 {
+                if data_len < TRAILER_LEN || data_len % layout.block() != 0 {
                     return None;
                 }
                 let framed = packet.get_mut(at.checked_sub(ROOM_BEFORE)?..)?;
@@ -297,7 +297,7 @@ impl InboundState {
             (Transform::Ah(mac), Protocol::AH) => {
                 let header = AhPacket::new_checked(packet.get(at..)?).ok()?;
                 let next = header.next_header();
-                if header.header_len() != layout.header {
+                if header.header_len() != layout.header() {
                     return None;
                 }
                 let covered = ah::Covered { at, icv_len: mac.icv_len() };
@@ -308,7 +308,7 @@ impl InboundState {
                     self.state.count_integrity_failed();
                     return None;
                 }
-                Some((at + layout.header..packet.len(), next))
+                Some((at + layout.header()..packet.len(), next))
             }
             _ => None,
         }

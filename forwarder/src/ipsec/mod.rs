@@ -68,7 +68,7 @@ pub use output::OutputParams;
 pub use overhead::Overhead;
 pub use policy::{Action, Direction, MAX_DEPTH, Policy, Received, Template};
 pub use replay::{BadWindow, ReplaySnapshot, ReplayWindow, WINDOW_MAX};
-pub use sad::{Opened, Sad};
+pub use sad::{LookedAhead, Opened, Sad};
 pub use selector::{Flow, Mark, Prefix, Selector};
 pub use sequence::{BadRange, Sequence};
 pub use spd::Spd;

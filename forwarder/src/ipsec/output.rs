@@ -10,7 +10,7 @@ use super::crypto::{Number, ROOM_BEFORE};
 use super::state::{OutboundState, Transform};
 use super::tunnel::{Inner, Kept, change_header, write_outer};
 use super::{Error, ah};
-use crate::wire::{AhPacket, EspPacket, Protocol, UdpPacket, checksum, ipv6};
+use crate::wire::{AhPacket, EspPacket, Protocol, UdpPacket, checksum, ipv6, udp};
 
 /// The longest IPv4 packet, and the longest payload of IPv6, in octets.
 const PACKET_LEN_MAX: usize = 65_535;
@@ -86,12 +86,13 @@ impl OutboundState {
         let octets = octets.get(..inner.len).ok_or(Error::XfrmOutStateModeError)?;
         let packet = packet.start..packet.start + inner.len;
         let state = &self.state;
-        let (kept_len, next_at, next) = match state.config.mode {
+        let (kept_len, next_at, next) = match state.hot.mode {
             Mode::Tunnel if state.carries(inner.family) => (0, 0, inner.family.tunnel_protocol()),
             Mode::Transport if inner.family == state.family() => {
                 let kept = Kept::of_packet(octets).ok_or(Error::XfrmOutStateModeError)?;
                 // Before a sequence number is taken for a packet that cannot be sent.
-                if let (Transform::Ah(_), Some(headers)) = (&self.transform, octets.get(..kept.len))
+                if let (Transform::Ah(_), Some(headers)) =
+                    (&self.transform.0, octets.get(..kept.len))
                 {
                     ah::check_headers(headers).ok_or(Error::XfrmOutStateModeError)?;
                 }
@@ -100,14 +101,14 @@ impl OutboundState {
             _ => return Err(Error::XfrmOutStateModeError),
         };
         let payload = packet.start + kept_len..packet.end;
-        let layout = &state.layout;
+        let layout = &state.hot.layout;
         let start = packet.start.checked_sub(layout.head()).ok_or(Error::XfrmOutError)?;
         let protected = start..packet.end + layout.tail(payload.len());
         let fixed_len = if state.family() == Family::Ipv6 { ipv6::HEADER_LEN } else { 0 };
         if protected.end > buffer.len() || protected.len() - fixed_len > PACKET_LEN_MAX {
             return Err(Error::XfrmOutError);
         }
-        let header_at = payload.start - layout.header;
+        let header_at = payload.start - layout.header();
         Ok(Plan { inner, packet, protected, kept_len, next_at, next, header_at, payload })
     }
 
@@ -120,16 +121,16 @@ impl OutboundState {
             // The end of the packet is before the end of the buffer, and headers only move left.
             buffer.copy_within(kept, plan.protected.start);
         }
-        let protocol = if state.config.encap.is_some() { Protocol::UDP } else { state.protocol() };
+        let protocol = if state.hot.encap.is_some() { Protocol::UDP } else { state.protocol() };
         let protected = buffer.get_mut(plan.protected.clone())?;
-        if state.config.mode == Mode::Tunnel {
+        if state.hot.mode == Mode::Tunnel {
             write_outer(protected, state, plan.inner, protocol, params);
         } else {
             change_header(protected, plan.inner.family, plan.next_at, protocol);
         }
         let is_extended = self.sequence.is_extended();
-        let number = Number { spi: state.config.spi, seq, is_extended };
-        match &self.transform {
+        let number = Number { spi: state.hot.spi, seq, is_extended };
+        match &self.transform.0 {
             Transform::Esp(transform) => {
                 self.write_esp(buffer, plan, seq)?;
                 let framed = buffer.get_mut(plan.header_at - ROOM_BEFORE..plan.protected.end)?;
@@ -138,11 +139,11 @@ impl OutboundState {
             }
             Transform::Ah(mac) => {
                 let at = plan.header_at - plan.protected.start;
-                let header_len = state.layout.header;
+                let header_len = state.hot.layout.header();
                 let mut header = AhPacket::new_unchecked(protected.get_mut(at..)?);
                 header.set_next_header(plan.next);
                 header.set_header_len(header_len);
-                header.set_spi(state.config.spi);
+                header.set_spi(state.hot.spi);
                 header.set_seq(seq as u32);
                 header.icv_mut().fill(0);
                 let mut context = mac.start();
@@ -159,9 +160,9 @@ impl OutboundState {
     fn write_esp(&self, buffer: &mut [u8], plan: &Plan, seq: u64) -> Option<()> {
         let state = &self.state;
         let mut header = EspPacket::new_unchecked(buffer.get_mut(plan.header_at..)?);
-        header.set_spi(state.config.spi);
+        header.set_spi(state.hot.spi);
         header.set_seq(seq as u32);
-        let padding_len = state.layout.padding(plan.payload.len());
+        let padding_len = state.hot.layout.padding(plan.payload.len());
         let tail = buffer.get_mut(plan.payload.end..)?;
         let (padding, trailer) = tail.split_at_mut_checked(padding_len)?;
         // RFC 4303 §2.4: 1, 2, 3, …
@@ -174,8 +175,8 @@ impl OutboundState {
     /// one (RFC 8200 §8.1), as the kernel computes it.
     #[inline]
     fn write_udp(&self, protected: &mut [u8], plan: &Plan) -> Option<()> {
-        let Some(ports) = self.state.config.encap else { return Some(()) };
-        let at = plan.header_at - plan.protected.start - self.state.layout.udp;
+        let Some(ports) = self.state.hot.encap else { return Some(()) };
+        let at = plan.header_at - plan.protected.start - udp::HEADER_LEN;
         let addresses = match self.state.family() {
             Family::Ipv4 => None,
             Family::Ipv6 => {
@@ -185,14 +186,14 @@ impl OutboundState {
         };
         let datagram = protected.get_mut(at..)?;
         let len = datagram.len() as u16;
-        let mut udp = UdpPacket::new_unchecked(datagram);
-        udp.set_src_port(ports.src);
-        udp.set_dst_port(ports.dst);
-        udp.set_length(len);
-        udp.set_checksum(0);
+        let mut header = UdpPacket::new_unchecked(datagram);
+        header.set_src_port(ports.src);
+        header.set_dst_port(ports.dst);
+        header.set_length(len);
+        header.set_checksum(0);
         if let Some((src, dst)) = addresses {
             let sum = checksum::pseudo_header_v6(src, dst, Protocol::UDP, u32::from(len));
-            udp.fill_checksum(sum);
+            header.fill_checksum(sum);
         }
         Some(())
     }

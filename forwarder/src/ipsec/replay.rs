@@ -10,8 +10,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use smallvec::SmallVec;
-
 use super::Error;
 
 /// The largest window, in packets: that of the kernel (XFRMA_REPLAY_ESN_MAX).
@@ -19,8 +17,8 @@ pub const WINDOW_MAX: u32 = 4096;
 /// Sequence numbers recorded in one word; its upper half is the round.
 const NUMBERS_PER_WORD: u64 = 32;
 
-/// Words that are part of the SA, to be prefetched with it: enough for windows of up to 448 packets.
-const WORDS_INLINE: usize = 16;
+/// Words that are part of the SA, to be prefetched with it: enough for windows of up to 192 packets.
+const WORDS_INLINE: usize = 8;
 
 /// A window that cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,17 +55,20 @@ impl ReplaySnapshot {
     }
 }
 
-/// What an inbound SA knows of the sequence numbers received.
+/// What an inbound SA knows of the sequence numbers received. It has the size of one and a half cache lines, of which
+/// the SA fills up the second one.
 #[derive(Debug)]
+#[repr(C)]
 pub struct ReplayWindow {
     /// The highest number accepted.
     top: AtomicU64,
-    /// A power of two of words; none: nothing is checked.
-    words: SmallVec<[AtomicU64; WORDS_INLINE]>,
-    /// Length of the window, in packets.
+    /// Length of the window, in packets; 0: nothing is checked.
     window: u32,
     /// Whether numbers have 64 bits.
     is_extended: bool,
+    /// The words of a window that needs more than [`WORDS_INLINE`]: a power of two.
+    long: Box<[AtomicU64]>,
+    short: [AtomicU64; WORDS_INLINE],
 }
 
 impl ReplayWindow {
@@ -85,9 +86,19 @@ impl ReplayWindow {
         // A window touches one word more than it fills, and one more is the first word of the next round.
         let needed = u64::from(window).div_ceil(NUMBERS_PER_WORD) + 2;
         let len = needed.next_power_of_two() as usize;
-        let len = if window == 0 { 0 } else { len.max(WORDS_INLINE) };
-        let words = (0..len).map(|_| AtomicU64::new(0)).collect();
-        Ok(ReplayWindow { top: AtomicU64::new(0), words, window, is_extended })
+        let long = (0..len).filter(|_| len > WORDS_INLINE).map(|_| AtomicU64::new(0)).collect();
+        let short = Default::default();
+        Ok(ReplayWindow { top: AtomicU64::new(0), window, is_extended, long, short })
+    }
+
+    /// A power of two of words; none: nothing is checked.
+    #[inline]
+    fn words(&self) -> &[AtomicU64] {
+        match (self.window, self.long.is_empty()) {
+            (0, _) => &[],
+            (_, true) => &self.short,
+            (_, false) => &self.long,
+        }
     }
 
     /// Continues where another, such as the kernel, has stopped: `top` is the highest number received, and
@@ -95,9 +106,9 @@ impl ReplayWindow {
     /// window is used.
     pub fn restore(&mut self, top: u64, is_received: impl Fn(u32) -> bool) {
         self.top = AtomicU64::new(0);
-        self.words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        self.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
         // The rounds up to now: a word that is too many rounds behind would count as one of a later round.
-        for back in 0..self.words.len() as u64 {
+        for back in 0..self.words().len() as u64 {
             let number = top.saturating_sub(back * NUMBERS_PER_WORD);
             if let Some((word, round, _)) = self.word(number) {
                 word.fetch_max(round << NUMBERS_PER_WORD, Ordering::Relaxed);
@@ -188,7 +199,10 @@ impl ReplayWindow {
                 Err(now) => value = now,
             }
         }
-        self.top.fetch_max(number, Ordering::Relaxed);
+        // Most numbers of a worker that shares the SA are below those of another: a read does not take the line.
+        if number > self.top() {
+            self.top.fetch_max(number, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -243,10 +257,11 @@ impl ReplayWindow {
     #[inline]
     fn word(&self, number: u64) -> Option<(&AtomicU64, u64, u64)> {
         let block = number / NUMBERS_PER_WORD;
-        let word = self.words.get(block as usize & self.words.len().wrapping_sub(1))?;
+        let words = self.words();
+        let word = words.get(block as usize & words.len().wrapping_sub(1))?;
         // Of the round the low 32 bits. A word is only mistaken for one of a later round if all its numbers
-        // were lost for 2³¹ rounds, 2⁴⁰ numbers at least; its numbers are then refused, not accepted twice.
-        let round = block >> self.words.len().trailing_zeros() & (u64::MAX >> NUMBERS_PER_WORD);
+        // were lost for 2³¹ rounds, 2³⁹ numbers at least; its numbers are then refused, not accepted twice.
+        let round = block >> words.len().trailing_zeros() & (u64::MAX >> NUMBERS_PER_WORD);
         Some((word, round, 1 << (number % NUMBERS_PER_WORD)))
     }
 }

@@ -7,50 +7,52 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use prefetch_index::prefetch_index;
+
 use super::input::{Decapsulated, Located, locate};
 use super::selector::{Mark, masked};
-use super::state::InboundState;
+use super::state::{InboundState, State};
 use super::{Error, Family, Order};
 use crate::hash_table::{HashTable, Slot, hash_words};
-use crate::wire::Protocol;
+use crate::wire::{AhPacket, EspPacket, Ipv4Packet, Ipv6Packet, Protocol, ipv4, ipv6, udp};
 
 /// What identifies an inbound SA, except for its mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Key {
-    dst: u128,
+    dst: IpAddr,
     spi: u32,
-    protocol: u8,
-    is_ipv6: bool,
+    protocol: Protocol,
 }
 
 impl Key {
     #[inline]
-    fn new(dst: IpAddr, spi: u32, protocol: Protocol) -> Key {
-        let is_ipv6 = Family::of(dst) == Family::Ipv6;
-        Key { dst: masked(dst, 128), spi, protocol: protocol.0, is_ipv6 }
+    fn of_state(state: &State) -> Key {
+        Key { dst: state.hot.dst, spi: state.hot.spi, protocol: state.hot.protocol }
     }
 
     #[inline]
-    fn hash(self) -> u64 {
-        let spi = u64::from(self.spi) << 8 | u64::from(self.protocol);
-        hash_words(spi, &[(self.dst >> 64) as u64, self.dst as u64])
+    fn hash(self) -> u32 {
+        let is_ipv6 = u64::from(Family::of(self.dst) == Family::Ipv6);
+        let spi = is_ipv6 << 40 | u64::from(self.spi) << 8 | u64::from(self.protocol.0);
+        let dst = masked(self.dst, 128);
+        hash_words(spi, &[(dst >> 64) as u64, dst as u64]) as u32
     }
 }
 
-/// The first entry of a hash.
+/// The first entry of a hash. Eight octets, so that the table of thousands of SAs stays in the cache.
 #[derive(Clone, Copy, Debug, Default)]
 struct First {
-    hash: u64,
+    hash: u32,
     /// Its number plus one; 0: the slot is empty.
     number: u32,
 }
 
 impl Slot for First {
-    type Key = u64;
+    type Key = u32;
     type Value = usize;
 
     #[inline]
-    fn key(&self) -> u64 {
+    fn key(&self) -> u32 {
         self.hash
     }
 
@@ -60,20 +62,18 @@ impl Slot for First {
     }
 
     #[inline]
-    fn hash(hash: u64) -> usize {
+    fn hash(hash: u32) -> usize {
         hash as usize
     }
 }
 
-/// An SA with all that the lookup compares, in one cache line: the lookup does not wait for the SA itself.
+/// An SA. What the lookup compares is in the SA, in a cache line that its packet needs in any case.
 #[derive(Clone, Debug)]
-#[repr(align(64))]
 struct Entry {
-    key: Key,
+    state: Arc<InboundState>,
     mark: Mark,
     /// Number of the next entry with the same hash plus one; 0: it is the last.
     next: u32,
-    state: Arc<InboundState>,
 }
 
 /// The database.
@@ -84,22 +84,61 @@ pub struct Sad {
     first: HashTable<First>,
 }
 
+/// Where the lookups of a burst of packets begin ([`Sad::look_ahead`]).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LookedAhead {
+    hash: u32,
+    /// The number of the first entry plus one; 0: none.
+    number: u32,
+}
+
+impl LookedAhead {
+    /// Of a packet that starts with its IP header, without options or extension headers: where an IPsec header would be,
+    /// with or without UDP. Nothing is checked: it is only a guess what [`locate`] will find.
+    #[inline]
+    #[must_use]
+    pub fn of_packet(packet: &[u8]) -> Option<LookedAhead> {
+        let (dst, protocol, payload): (IpAddr, _, _) = match packet.first()? >> 4 {
+            4 => {
+                let (fixed, payload) = packet.split_first_chunk::<{ ipv4::HEADER_LEN_MIN }>()?;
+                let ip = Ipv4Packet::new_unchecked(fixed);
+                (ip.dst_addr().into(), ip.protocol(), payload)
+            }
+            _ => {
+                let (fixed, payload) = packet.split_first_chunk::<{ ipv6::HEADER_LEN }>()?;
+                let ip = Ipv6Packet::new_unchecked(fixed);
+                (ip.dst_addr().into(), ip.next_header(), payload)
+            }
+        };
+        let (protocol, spi) = match protocol {
+            Protocol::ESP => (protocol, EspPacket::new_checked(payload).ok()?.spi()),
+            Protocol::AH => (protocol, AhPacket::new_unchecked(payload.first_chunk::<12>()?).spi()),
+            Protocol::UDP => {
+                let (_, payload) = payload.split_first_chunk::<{ udp::HEADER_LEN }>()?;
+                (Protocol::ESP, EspPacket::new_checked(payload).ok()?.spi())
+            }
+            _ => return None,
+        };
+        Some(LookedAhead { hash: Key { dst, spi, protocol }.hash(), number: 0 })
+    }
+}
+
 impl Sad {
     /// Builds it from SAs in the given order. Of several that match a packet the lookup finds the one added
     /// last, as the kernel, which puts new ones at the head of their hash chain (`__xfrm_state_insert`).
     #[must_use]
     pub fn new(states: impl IntoIterator<Item = Arc<InboundState>>, order: Order) -> Sad {
         let entry = |state: Arc<InboundState>| {
-            let config = state.state().config();
-            let key = Key::new(config.dst, config.spi, state.state().protocol());
-            Entry { key, mark: config.mark, next: 0, state }
+            let mark = state.state().config().mark;
+            Entry { state, mark, next: 0 }
         };
         let mut entries: Vec<Entry> = order.oldest_first(states.into_iter().map(entry));
         entries.reverse();
         let mut last = std::collections::HashMap::new();
         let mut first = Vec::new();
         for number in 0..entries.len() {
-            let Some(hash) = entries.get(number).map(|entry| entry.key.hash()) else { break };
+            let hash = |entry: &Entry| Key::of_state(entry.state.state()).hash();
+            let Some(hash) = entries.get(number).map(hash) else { break };
             match last.insert(hash, number).and_then(|before: usize| entries.get_mut(before)) {
                 Some(before) => before.next = number as u32 + 1,
                 None => first.push(First { hash, number: number as u32 + 1 }),
@@ -113,6 +152,13 @@ impl Sad {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// How many SAs there are.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
     }
 
     /// The SAs, newest first.
@@ -130,12 +176,61 @@ impl Sad {
         protocol: Protocol,
         mark: u32,
     ) -> Option<&Arc<InboundState>> {
-        let key = Key::new(dst, spi, protocol);
-        let mut number = self.first.get(key.hash());
+        let key = Key { dst, spi, protocol };
+        self.find(self.first.get(key.hash()), key, mark)
+    }
+
+    /// Looks for the SAs of a burst's packets, so that their cache misses overlap. Then come
+    /// [`prefetch`](Self::prefetch), a few packets before each, and [`lookup_again`](Self::lookup_again).
+    #[inline]
+    pub fn look_ahead(&self, burst: &mut [LookedAhead]) {
+        burst.iter().for_each(|ahead| self.first.prefetch(ahead.hash));
+        for ahead in &mut *burst {
+            let number = self.first.get(ahead.hash);
+            ahead.number = number.map_or(0, |number| number as u32 + 1);
+            prefetch_index(&*self.entries, number.unwrap_or(0));
+        }
+    }
+
+    /// Asks for the cache lines of the SA that a packet probably has.
+    #[inline]
+    pub fn prefetch(&self, ahead: LookedAhead) {
+        let number = (ahead.number as usize).checked_sub(1);
+        if let Some(entry) = number.and_then(|number| self.entries.get(number)) {
+            entry.state.prefetch();
+        }
+    }
+
+    /// As [`lookup`](Self::lookup), for a packet that [`look_ahead`](Self::look_ahead) has seen; if it was another one,
+    /// the result is the same, but takes longer.
+    #[inline]
+    #[must_use]
+    pub fn lookup_again(
+        &self,
+        ahead: LookedAhead,
+        (dst, spi, protocol): (IpAddr, u32, Protocol),
+        mark: u32,
+    ) -> Option<&Arc<InboundState>> {
+        let key = Key { dst, spi, protocol };
+        let number = (ahead.number as usize).checked_sub(1);
+        let first = number.and_then(|number| self.entries.get(number));
+        match first {
+            Some(first) if Key::of_state(first.state.state()) == key => {
+                self.find(number, key, mark)
+            }
+            // All entries with this hash follow the first one.
+            _ => self.find(self.first.get(key.hash()), key, mark),
+        }
+    }
+
+    /// Searches from an entry on.
+    #[inline]
+    fn find(&self, from: Option<usize>, key: Key, mark: u32) -> Option<&Arc<InboundState>> {
+        let mut number = from;
         // Each entry comes after those before it, so the loop ends.
         loop {
             let entry = self.entries.get(number?)?;
-            if entry.key == key && entry.mark.matches(mark) {
+            if Key::of_state(entry.state.state()) == key && entry.mark.matches(mark) {
                 return Some(&entry.state);
             }
             number = (entry.next as usize).checked_sub(1);

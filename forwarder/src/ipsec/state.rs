@@ -8,12 +8,17 @@
 //! (XFRMA_TFCPAD), and XFRM_SA_XFLAG_OSEQ_MAY_WRAP: sequence numbers never wrap here.
 
 use std::hash::BuildHasher;
+use std::mem::offset_of;
+use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use prefetch_index::prefetch_index;
 
 use super::algorithm::{Auth, BadKey, EspAlgorithm, EspKeys};
-use super::config::{Family, KmState, Lifetime, StateConfig, StateFlags, Usage};
+use super::config::{
+    EcnRules, Family, KmState, Lifetime, Mode, StateConfig, StateFlags, UdpPorts, Usage,
+};
 use super::crypto::{EspTransform, IvSeed};
 use super::key::Secret;
 use super::mac::MacKey;
@@ -75,17 +80,71 @@ pub enum BadState {
 }
 
 /// The part of an SA that both directions have.
+///
+/// Fields are in the order in which packets need them: what each packet writes, what each packet reads, what few
+/// packets need. [`InboundState`] and [`OutboundState`] have the first two in whole cache lines.
 #[derive(Debug)]
+#[repr(C)]
 pub struct State {
-    pub(super) config: StateConfig,
-    pub(super) layout: Layout,
-    algorithm: Algorithm,
-    km_state: AtomicU8,
-    is_dying: AtomicBool,
     bytes: AtomicU64,
     packets: AtomicU64,
     use_time_s: AtomicU64,
+    km_state: AtomicU8,
+    is_dying: AtomicBool,
+    pub(super) hot: Hot,
+    pub(super) config: StateConfig,
+    algorithm: Algorithm,
     integrity_failed: AtomicU64,
+}
+
+/// Octets of [`State`] before [`State::hot`].
+const WRITTEN_LEN: usize = 32;
+/// A cache line, in octets.
+const LINE_LEN: usize = 64;
+
+const _: () = assert!(offset_of!(State, hot) == WRITTEN_LEN);
+const _: () = assert!(size_of::<Hot>() == LINE_LEN);
+const _: () = assert!(offset_of!(InboundState, state) % LINE_LEN == LINE_LEN - WRITTEN_LEN);
+const _: () = assert!(offset_of!(OutboundState, state) % LINE_LEN == LINE_LEN - WRITTEN_LEN);
+
+/// What packets need of [`StateConfig`], in one cache line.
+#[derive(Debug)]
+pub(super) struct Hot {
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub spi: u32,
+    pub encap: Option<UdpPorts>,
+    pub layout: Layout,
+    pub protocol: Protocol,
+    pub mode: Mode,
+    pub flags: StateFlags,
+    pub ecn: EcnRules,
+    selector_family: Option<Family>,
+    /// The first second in which limits may have been reached: before it they are not compared. 0: there are limits
+    /// that depend on more than the time since the SA was added.
+    check_from_s: u64,
+}
+
+impl Hot {
+    fn new(config: &StateConfig, algorithm: Algorithm) -> Hot {
+        let Lifetime { bytes, packets, add_s, use_s } = config.lifetime;
+        let is_by_age = bytes == [u64::MAX; 2] && packets == [u64::MAX; 2] && use_s == [0; 2];
+        let deadlines = add_s.into_iter().filter(|&seconds| seconds != 0);
+        let deadlines = deadlines.map(|seconds| config.usage.add_time_s.saturating_add(seconds));
+        Hot {
+            src: config.src,
+            dst: config.dst,
+            spi: config.spi,
+            encap: config.encap,
+            layout: Layout::new(config, algorithm),
+            protocol: algorithm.protocol(),
+            mode: config.mode,
+            flags: config.flags,
+            ecn: config.ecn,
+            selector_family: config.selector_family,
+            check_from_s: if is_by_age { deadlines.min().unwrap_or(u64::MAX) } else { 0 },
+        }
+    }
 }
 
 /// The protocol of an SA and its algorithms.
@@ -95,6 +154,15 @@ pub enum Algorithm {
     Esp(EspAlgorithm),
     /// AH.
     Ah(Auth),
+}
+
+impl Algorithm {
+    fn protocol(self) -> Protocol {
+        match self {
+            Algorithm::Esp(_) => Protocol::ESP,
+            Algorithm::Ah(_) => Protocol::AH,
+        }
+    }
 }
 
 /// Expanded keys of either protocol.
@@ -116,28 +184,33 @@ impl Transform {
 /// A mark at the start of a value: the lines that it has are those after the mark.
 type CacheLines = [[u64; 8]; 0];
 
-/// Asks for the lines of a value of `octets` octets that starts with the mark.
+/// Asks for cache lines of a value that starts with the mark; `octets`: which of it.
 #[inline]
-fn prefetch_lines(start: &CacheLines, octets: usize) {
-    (0..octets.div_ceil(64)).for_each(|line| prefetch_index(start, line));
+fn prefetch_lines(start: &CacheLines, octets: Range<usize>) {
+    (octets.start / LINE_LEN..octets.end.div_ceil(LINE_LEN))
+        .for_each(|line| prefetch_index(start, line));
 }
 
-/// An SA for receiving.
+/// A value that starts with a cache line of its own: workers that write what is before it do not take it from others.
+#[repr(align(64))]
+pub(super) struct Aligned<T>(pub T);
+
+/// An SA for receiving. A packet needs two cache lines that it writes, one of the configuration, and the keys.
 #[repr(C, align(64))]
 pub struct InboundState {
     lines: CacheLines,
-    pub(super) state: State,
-    pub(super) transform: Transform,
     pub(super) replay: ReplayWindow,
+    pub(super) state: State,
+    pub(super) transform: Aligned<Transform>,
 }
 
-/// An SA for sending.
+/// An SA for sending. A packet needs one cache line that it writes, one of the configuration, and the keys.
 #[repr(C, align(64))]
 pub struct OutboundState {
     lines: CacheLines,
-    pub(super) state: State,
-    pub(super) transform: Transform,
     pub(super) sequence: Sequence,
+    pub(super) state: State,
+    pub(super) transform: Aligned<Transform>,
 }
 
 impl InboundState {
@@ -145,7 +218,10 @@ impl InboundState {
     /// it hides that thousands of SAs do not fit into the cache.
     #[inline]
     pub fn prefetch(&self) {
-        prefetch_lines(&self.lines, size_of::<Self>());
+        let written_and_hot = offset_of!(Self, state) + offset_of!(State, config);
+        prefetch_lines(&self.lines, 0..written_and_hot);
+        let keys = offset_of!(Self, transform);
+        prefetch_lines(&self.lines, keys..keys + size_of::<Transform>());
     }
 
     /// An SA that has received nothing yet.
@@ -157,7 +233,7 @@ impl InboundState {
         let is_extended = config.flags.contains(StateFlags::ESN);
         let replay = ReplayWindow::new(config.replay_window, is_extended)?;
         let state = State::new(config, keys)?;
-        Ok(InboundState { lines: [], state, transform, replay })
+        Ok(InboundState { lines: [], replay, state, transform: Aligned(transform) })
     }
 
     /// What both directions have.
@@ -185,7 +261,10 @@ impl OutboundState {
     /// it hides that thousands of SAs do not fit into the cache.
     #[inline]
     pub fn prefetch(&self) {
-        prefetch_lines(&self.lines, size_of::<Self>());
+        let written_and_hot = offset_of!(Self, state) + offset_of!(State, config);
+        prefetch_lines(&self.lines, 0..written_and_hot);
+        let keys = offset_of!(Self, transform);
+        prefetch_lines(&self.lines, keys..keys + size_of::<Transform>());
     }
 
     /// An SA without reserved sequence numbers. The seed is used up. `first_free` is the lowest sequence number
@@ -209,7 +288,7 @@ impl OutboundState {
         let transform = Transform::new(keys, Some(&iv_seed))?;
         let sequence = Sequence::new(config.flags.contains(StateFlags::ESN), first_free);
         let state = State::new(config, keys)?;
-        Ok(OutboundState { lines: [], state, transform, sequence })
+        Ok(OutboundState { lines: [], sequence, state, transform: Aligned(transform) })
     }
 
     /// What both directions have.
@@ -257,14 +336,14 @@ impl State {
             return Err(BadState::AddTime);
         }
         Ok(State {
-            layout: Layout::new(&config, algorithm),
-            km_state: AtomicU8::new(config.km_state as u8),
-            config,
-            algorithm,
-            is_dying: AtomicBool::new(false),
             bytes: AtomicU64::new(bytes),
             packets: AtomicU64::new(packets),
             use_time_s: AtomicU64::new(use_time_s),
+            km_state: AtomicU8::new(config.km_state as u8),
+            is_dying: AtomicBool::new(false),
+            hot: Hot::new(&config, algorithm),
+            config,
+            algorithm,
             integrity_failed: AtomicU64::new(0),
         })
     }
@@ -287,31 +366,28 @@ impl State {
     #[inline]
     #[must_use]
     pub fn protocol(&self) -> Protocol {
-        match self.algorithm {
-            Algorithm::Esp(_) => Protocol::ESP,
-            Algorithm::Ah(_) => Protocol::AH,
-        }
+        self.hot.protocol
     }
 
     /// Family of the addresses: of the outer header in tunnel mode.
     #[inline]
     #[must_use]
     pub fn family(&self) -> Family {
-        Family::of(self.config.dst)
+        Family::of(self.hot.dst)
     }
 
     /// Whether the SA has a flag.
     #[inline]
     #[must_use]
     pub fn has(&self, flag: StateFlags) -> bool {
-        self.config.flags.contains(flag)
+        self.hot.flags.contains(flag)
     }
 
     /// Whether a tunnel may carry a packet of a family.
     #[inline]
     #[must_use]
     pub fn carries(&self, family: Family) -> bool {
-        self.config.selector_family.is_none_or(|of_selector| of_selector == family)
+        self.hot.selector_family.is_none_or(|of_selector| of_selector == family)
     }
 
     /// What the SA has been used for, at some time during the call.
@@ -362,6 +438,10 @@ impl State {
     /// reached, and the SA does not work any more. For an SA that has no packets.
     #[inline]
     pub fn check_time(&self, now_s: u64) -> bool {
+        now_s < self.hot.check_from_s || self.compare_time(now_s)
+    }
+
+    fn compare_time(&self, now_s: u64) -> bool {
         let Lifetime { add_s, use_s, .. } = self.config.lifetime;
         // The time of addition is known if it has a limit (`BadState::AddTime`); a use that has not begun
         // has no end.
@@ -380,6 +460,10 @@ impl State {
     /// `xfrm_timer_handler`; false: a hard limit was reached, and the SA does not work any more.
     #[inline]
     pub fn check_expire(&self, now_s: u64) -> bool {
+        now_s < self.hot.check_from_s || self.compare_usage(now_s)
+    }
+
+    fn compare_usage(&self, now_s: u64) -> bool {
         let bytes = self.bytes.load(Ordering::Relaxed);
         let packets = self.packets.load(Ordering::Relaxed);
         let Lifetime {
@@ -387,7 +471,7 @@ impl State {
         } = self.config.lifetime;
         let hard = bytes >= hard_bytes || packets >= hard_packets;
         let soft = bytes >= soft_bytes || packets >= soft_packets;
-        self.set_reached(soft, hard) && self.check_time(now_s)
+        self.set_reached(soft, hard) && self.compare_time(now_s)
     }
 
     #[inline]
@@ -406,6 +490,22 @@ impl State {
     /// Of several workers that have checked the same counters, only as many pass here as the limits permit.
     #[inline]
     pub(super) fn count(&self, octets: usize, now_s: u64) -> bool {
+        if self.hot.check_from_s != 0 {
+            // There are no limits of octets and packets.
+            self.packets.fetch_add(1, Ordering::Relaxed);
+            self.bytes.fetch_add(octets as u64, Ordering::Relaxed);
+        } else if !self.count_below(octets) {
+            return false;
+        }
+        if self.use_time_s.load(Ordering::Relaxed) == 0 {
+            // Of several first packets any one will do. 0 means that none came.
+            self.use_time_s.store(now_s.max(1), Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// The same for an SA that has limits.
+    fn count_below(&self, octets: usize) -> bool {
         let Lifetime { bytes: [_, hard_bytes], packets: [_, hard_packets], .. } =
             self.config.lifetime;
         if !add_below(&self.packets, 1, hard_packets) {
@@ -417,10 +517,6 @@ impl State {
             self.set_km_state(KmState::Expired);
             self.packets.fetch_sub(1, Ordering::Relaxed);
             return false;
-        }
-        if self.use_time_s.load(Ordering::Relaxed) == 0 {
-            // Of several first packets any one will do. 0 means that none came.
-            self.use_time_s.store(now_s.max(1), Ordering::Relaxed);
         }
         true
     }

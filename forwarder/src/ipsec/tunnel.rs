@@ -116,11 +116,11 @@ pub(super) fn write_outer(
     protocol: Protocol,
     params: &OutputParams,
 ) {
-    let config = state.config();
+    let hot = &state.hot;
     let len = packet.len();
     let dscp = if state.has(StateFlags::DONT_ENCAP_DSCP) { 0 } else { inner.tos & !ECN_MASK };
-    let ecn = if state.has(StateFlags::NOECN) { 0 } else { encapsulate_ecn(config.ecn, inner.tos) };
-    match (config.src, config.dst) {
+    let ecn = if state.has(StateFlags::NOECN) { 0 } else { encapsulate_ecn(hot.ecn, inner.tos) };
+    match (hot.src, hot.dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let mut ip = Ipv4Packet::new_unchecked(packet);
             // RFC 8200 §5: a packet of IPv6 up to the minimum MTU must pass, so the outer one may be
@@ -201,7 +201,7 @@ pub(super) fn update_inner(
     let ecn = if state.has(StateFlags::NOECN) {
         old & ECN_MASK
     } else {
-        decapsulate_ecn(state.config().ecn, outer_tos & ECN_MASK, old & ECN_MASK)?
+        decapsulate_ecn(state.hot.ecn, outer_tos & ECN_MASK, old & ECN_MASK)?
     };
     let new = dscp | ecn;
     if new == old {

@@ -14,6 +14,7 @@ use super::offload::{MeterReader, OFFERS, Offer, Offload, OffloadPorts};
 use super::post_routing::RoutedBurst;
 use super::ratelimit::IcmpLimiter;
 use super::secpath::Kept;
+use super::xfrm_ahead::SasAhead;
 use crate::capture::Tap;
 use crate::netfilter::{HookStates, Hooks};
 use crate::skb::{Burst, FramePool, SkBuff, burst::BURST};
@@ -64,6 +65,8 @@ pub struct PipelineState {
     pub(super) flow_cache: FlowCache,
     /// Flows that could be offloaded to the XDP program.
     pub(super) offload: Offload,
+    /// The SAs of a burst's packets.
+    pub(super) sas_ahead: SasAhead,
     /// The IPsec packet whose protection was removed last, as it was received.
     pub(super) xfrm_received: Kept,
     /// The packet that was protected last, as it was before.
@@ -87,6 +90,7 @@ impl PipelineState {
             hooks: HookStates::new(0),
             flow_cache: FlowCache::new(seed),
             offload: Offload::default(),
+            sas_ahead: SasAhead::new(),
             xfrm_received: Kept::new(),
             xfrm_unsealed: Kept::new(),
             ip_id: (seed >> 16) as u16,

@@ -77,6 +77,7 @@ mod traced;
 mod vlan;
 mod way;
 mod xfrm;
+mod xfrm_ahead;
 mod xfrm_input;
 mod xfrm_output;
 mod xfrm_policy;
@@ -164,9 +165,16 @@ fn forward_packets<M: Mode>(burst: &mut Burst, ctx: &mut Ctx<'_>) {
             let has_misses = ctx.state.flow_cache.begin(Basis::of(ctx.tables, ctx.hooks));
             ctx.state.hooks.look_ahead(packets, ctx.hooks, has_misses, ctx.now_ns);
         }
+        let inbound_sas = &ctx.tables.xfrm.states().inbound;
+        if M::HOOKED {
+            ctx.state.sas_ahead.begin(packets, inbound_sas);
+        }
         let mut dispositions = Dispositions::new();
         for (n, skb) in packets.iter_mut().enumerate() {
             routes.n = n;
+            if M::HOOKED {
+                ctx.state.sas_ahead.advance(n, inbound_sas);
+            }
             let disposition = forward::<M>(skb, &mut routes, &mut dispositions, ctx);
             if M::TRACED {
                 traced::intend(&disposition, dispositions.pending_port(), ctx);
@@ -360,7 +368,9 @@ fn ip_rcv<'a, 'k, M: Mode>(
     let mut bundle = None;
     if M::HOOKED {
         bundle = xfrm_policy_check(skb, Family::Ip, way, dst, ctx)?;
-        bundle.iter().for_each(|bundle| ctx.state.hooks.is_sent_by(bundle.sa()));
+        if let Some(bundle) = bundle.as_ref().filter(|_| !ctx.hooks.is_empty()) {
+            ctx.state.hooks.is_sent_by(bundle.sa());
+        }
     }
     let via = bundle.as_ref().map_or(&*dst, |bundle| &bundle.dst);
     // The sender of a packet with protection is not told another way.
@@ -449,7 +459,9 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     let mut bundle = None;
     if M::HOOKED {
         bundle = xfrm_policy_check(skb, Family::Ip6, way, dst, ctx)?;
-        bundle.iter().for_each(|bundle| ctx.state.hooks.is_sent_by(bundle.sa()));
+        if let Some(bundle) = bundle.as_ref().filter(|_| !ctx.hooks.is_empty()) {
+            ctx.state.hooks.is_sent_by(bundle.sa());
+        }
     }
     traced::stage::<M>(Stage::Ip6ForwardChecks, ctx);
     let may_redirect = bundle.is_none() && way.secpath.is_none();

@@ -53,9 +53,7 @@ pub(super) fn xfrm_input<'a, M: PathMode>(
     }
     let Ok(Some(located)) = locate(packet, &[UDP_PORT]) else { return Ok(None) };
     let states = &ctx.tables.xfrm.states().inbound;
-    let Some(state) = states.lookup(located.dst, located.spi, located.protocol, 0) else {
-        return Ok(None);
-    };
+    let Some(state) = ctx.state.sas_ahead.lookup(states, &located) else { return Ok(None) };
     let config = state.state().config();
     // A NAT that has changed the ports is the kernel's to report (`km_new_mapping`).
     let is_mapped = match (config.encap, located.encap) {
@@ -112,8 +110,11 @@ pub(super) fn xfrm_input<'a, M: PathMode>(
         return Err(Exit::Drop(DropReason::XfrmInStateModeError));
     }
     skb.headers_may_change();
-    ctx.state.hooks.opened(SaInfo::of(state.state()));
-    let secpath = Secpath { state: state.as_ref(), octets };
+    // The fields that rules read are not touched for nothing.
+    if !ctx.hooks.is_empty() {
+        ctx.state.hooks.opened(SaInfo::of(state.state()));
+    }
+    let secpath = Secpath { state, octets };
     Ok(Some((inner_protocol, secpath)))
 }
 

@@ -1,5 +1,7 @@
 //! Which packets have an IPsec header, and which ones are left to the kernel.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol, UdpPacket, checksum};
 
@@ -129,4 +131,57 @@ fn octets_behind_a_udp_datagram_are_not_part_of_it() {
     ip.set_total_len(len);
     ip.fill_checksum();
     assert_eq!(open(&inbound(&config, &keys(), 1), &sealed), Ok(packet));
+}
+
+#[test]
+fn sas_looked_for_ahead_are_those_of_a_lookup() {
+    let mut configs = Vec::new();
+    for (family, n) in [(Family::Ipv4, 0), (Family::Ipv6, 100)] {
+        let of_family = config(Mode::Tunnel, family, StateFlags::AF_UNSPEC);
+        for n in n..n + 50 {
+            let ports = (n % 3 == 0).then_some(UdpPorts { src: 4500, dst: 4500 });
+            configs.push(StateConfig { spi: SPI + n, encap: ports, ..of_family.clone() });
+        }
+    }
+    let gcm = || Keys::Esp(EspKeys::Combined(Aead::AesGcm, Secret::new(octets(0x10, 20))));
+    let ah = || Keys::Ah(Auth::HmacSha1_96, Secret::new(octets(0x80, 20)));
+    let keys = |config: &StateConfig| match config.encap.is_none() && config.spi & 1 == 0 {
+        true => ah(),
+        false => gcm(),
+    };
+    let mut states: Vec<_> = configs.iter().map(|it| Arc::new(inbound(it, &keys(it), 1))).collect();
+    // Newer ones, which only packets with a mark find.
+    let mark = Mark { value: 1, mask: 1 };
+    let marked = configs.iter().map(|it| StateConfig { mark, ..it.clone() });
+    states.extend(marked.map(|it| Arc::new(inbound(&it, &keys(&it), 1))));
+    let sad = Sad::new(states, Order::OldestFirst);
+
+    let plain = udp_packet(Family::Ipv4, 0, 10);
+    let mut packets: Vec<_> =
+        configs.iter().map(|it| seal(&outbound(it, &keys(it), 1), &plain).unwrap()).collect();
+    // No IPsec, and too short for it.
+    packets.push(plain);
+    packets.push(vec![0x45; 22]);
+    packets.push(vec![0x60; 42]);
+    packets.push(Vec::new());
+    let of_packet = |packet: &Vec<u8>| LookedAhead::of_packet(packet).unwrap_or_default();
+    let mut ahead: Vec<_> = packets.iter().map(of_packet).collect();
+    sad.look_ahead(&mut ahead);
+    let wrong = ahead.iter().rev().copied();
+    for (n, ((packet, &ahead), wrong)) in packets.iter().zip(&ahead).zip(wrong).enumerate() {
+        sad.prefetch(ahead);
+        let Ok(Some(located)) = locate(packet, &[4500]) else {
+            assert!(n >= configs.len());
+            continue;
+        };
+        let key = (located.dst, located.spi, located.protocol);
+        for mark in [0, 1] {
+            let found = sad.lookup(key.0, key.1, key.2, mark).expect("an SA");
+            for ahead in [ahead, wrong, LookedAhead::default()] {
+                let again = sad.lookup_again(ahead, key, mark).expect("an SA");
+                assert!(Arc::ptr_eq(found, again), "{n} {mark}");
+            }
+        }
+        assert!(sad.lookup_again(ahead, (key.0, key.1 + 1000, key.2), 0).is_none());
+    }
 }
