@@ -8,15 +8,20 @@
 
 use std::hint::black_box;
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use ferroute::ipsec::{
-    Action, Aead, Direction, EspKeys, Family, Flow, InboundState, IvSeed, Keys, Mode, Order,
-    OutboundState, OutputParams, Policy, Prefix, Sad, Secret, Selector, Spd, StateConfig, locate,
+    Action, Aead, Direction, EspKeys, Family, Flow, InboundState, IvSeed, Keys, LookedAhead, Mode,
+    Order, OutboundState, OutputParams, Policy, Prefix, Sad, Secret, Selector, Spd, StateConfig,
+    locate,
 };
 use ferroute::wire::{Ipv4Packet, Protocol};
 use ring::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+
+mod cores;
+mod openssl;
 
 /// Packets per burst, as in a worker.
 const BURST: usize = 64;
@@ -26,6 +31,8 @@ const BURSTS: usize = 5_000;
 const MANY: usize = 10_000;
 /// Packets whose SAs are prefetched ahead.
 const AHEAD: usize = 4;
+/// Window against replay, in packets.
+const WINDOW: u32 = 128;
 /// Room before and after a packet, in octets.
 const ROOM: usize = 64;
 /// Lengths of packets, in octets.
@@ -37,15 +44,19 @@ const PARAMS: OutputParams = OutputParams { now_s: 1, hop_limit: 64, ident: 1 };
 fn main() {
     println!("{:48} {:>6} {:>9} {:>7}", "operation", "octets", "ns", "ratio");
     LENGTHS.into_iter().for_each(measure);
-    for count in [1, 100, MANY] {
-        measure_policies(count);
+    LENGTHS.into_iter().for_each(cores::measure);
+    if !std::env::args().any(|arg| arg == "--no-policies") {
+        for count in [1, 100, MANY] {
+            measure_policies(count);
+        }
     }
 }
 
 /// Measures packets of `len` octets.
 fn measure(len: usize) {
+    openssl::measure(len);
     let mut library = Library::new(len);
-    let (one, many) = (Sas::new(1), Sas::new(MANY));
+    let (one, many) = (Sas::new(1, WINDOW), Sas::new(MANY, WINDOW));
     let mut packets = vec![packet(len); BURST];
     let mut random = Random(0x5eed);
     let mut times_ns: [Vec<f64>; 6] = Default::default();
@@ -166,11 +177,11 @@ struct Sas {
 }
 
 impl Sas {
-    fn new(count: usize) -> Sas {
+    fn new(count: usize, replay_window: u32) -> Sas {
         let ends = [[192, 0, 2, 1].into(), [192, 0, 2, 2].into()];
         let config = |n: usize| StateConfig {
             reqid: 1,
-            replay_window: 128,
+            replay_window,
             ..StateConfig::new(Mode::Tunnel, ends, 0x1000 + n as u32)
         };
         let keys = |n: usize| {
@@ -193,10 +204,21 @@ impl Sas {
 
     /// The times of one packet: seal, open.
     fn burst(&self, packets: &mut [Vec<u8>], len: usize, random: &mut Random) -> [f64; 2] {
+        let (seal, ranges) = self.seal(packets, len, random);
+        [seal, self.open(packets, &ranges)]
+    }
+
+    /// Protects packets by SAs at random: the time of one packet, and where they are.
+    fn seal(
+        &self,
+        packets: &mut [Vec<u8>],
+        len: usize,
+        random: &mut Random,
+    ) -> (f64, Vec<Range<usize>>) {
         let chosen: Vec<_> =
             (0..BURST).map(|_| &self.outbound[random.below(self.outbound.len())]).collect();
         let mut ranges = Vec::with_capacity(BURST);
-        let seal = time(|| {
+        let ns = time(|| {
             chosen.iter().take(AHEAD).for_each(|state| state.prefetch());
             for (n, (packet, state)) in packets.iter_mut().zip(&chosen).enumerate() {
                 if let Some(ahead) = chosen.get(n + AHEAD) {
@@ -206,24 +228,30 @@ impl Sas {
                 ranges.push(sealed.expect("sealed"));
             }
         });
-        let mut found = Vec::with_capacity(BURST);
-        let open = time(|| {
-            for (packet, range) in packets.iter().zip(&ranges) {
-                let located = locate(&packet[range.clone()], &[]);
-                let located = located.expect("a header").expect("of IPsec");
-                let state = self.sad.lookup(located.dst, located.spi, located.protocol, 0);
-                found.push((located, state.expect("an SA")));
+        (ns, ranges)
+    }
+
+    /// Opens them: the time of one packet.
+    fn open(&self, packets: &mut [Vec<u8>], ranges: &[Range<usize>]) -> f64 {
+        let mut ahead = [LookedAhead::default(); BURST];
+        time(|| {
+            for ((packet, range), ahead) in packets.iter().zip(ranges).zip(&mut ahead) {
+                *ahead = LookedAhead::of_packet(&packet[range.clone()]).expect("of IPsec");
             }
-            found.iter().take(AHEAD).for_each(|(_, state)| state.prefetch());
-            for (n, (packet, (located, state))) in packets.iter_mut().zip(&found).enumerate() {
-                if let Some((_, ahead)) = found.get(n + AHEAD) {
-                    ahead.prefetch();
+            self.sad.look_ahead(&mut ahead);
+            ahead.iter().take(AHEAD).for_each(|ahead| self.sad.prefetch(*ahead));
+            for (n, (packet, range)) in packets.iter_mut().zip(ranges).enumerate() {
+                if let Some(ahead) = ahead.get(n + AHEAD) {
+                    self.sad.prefetch(*ahead);
                 }
-                let opened = state.open(&mut packet[ranges[n].clone()], located, PARAMS.now_s);
+                let packet = &mut packet[range.clone()];
+                let located = locate(packet, &[]).expect("a header").expect("of IPsec");
+                let key = (located.dst, located.spi, located.protocol);
+                let state = self.sad.lookup_again(ahead[n], key, 0).expect("an SA");
+                let opened = state.open(packet, &located, PARAMS.now_s);
                 black_box(opened.expect("opened"));
             }
-        });
-        [seal, open]
+        })
     }
 }
 

@@ -47,6 +47,8 @@ const TURNS: usize = 16;
 const PREEMPTED_MIN: Duration = Duration::from_millis(1);
 /// Number of bursts for the data path alone.
 const BURSTS: usize = 20_000;
+/// Different frames of the IPsec tunnels: a multiple of a burst, and at least as many as there are tunnels.
+const IPSEC_FRAMES: usize = 160 * BURST;
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures the pipeline in memory")]
@@ -134,20 +136,29 @@ fn main() -> io::Result<()> {
         }
     }
     if !args.turns_only {
-        for (name, len, is_opened) in [
-            ("IPsec, protected, 64 octets", 64, false),
-            ("IPsec, protected, 1400 octets", 1400, false),
-            ("IPsec, opened, 64 octets", 64, true),
-            ("IPsec, opened, 1400 octets", 1400, true),
+        for (name, len, is_opened, tunnels) in [
+            ("IPsec, protected, 64 octets", 64, false, 1),
+            ("IPsec, protected, 64 octets, 10000 SAs", 64, false, 10_000),
+            ("IPsec, protected, 1400 octets", 1400, false, 1),
+            ("IPsec, protected, 1400 octets, 10000 SAs", 1400, false, 10_000),
+            ("IPsec, opened, 64 octets", 64, true, 1),
+            ("IPsec, opened, 64 octets, 10000 SAs", 64, true, 10_000),
+            ("IPsec, opened, 1400 octets", 1400, true, 1),
+            ("IPsec, opened, 1400 octets, 10000 SAs", 1400, true, 10_000),
         ] {
             if !is_wanted(name) {
                 continue;
             }
-            let (tables, frame) = match is_opened {
-                true => (tunnel::opening(), tunnel::protected(len)),
-                false => (tunnel::protecting(), tunnel::frame(len)),
+            let tables = match is_opened {
+                true => tunnel::opening(tunnels),
+                false => tunnel::protecting(tunnels),
             };
-            results.push(data_path(name, &tables, Hooks::none(), |_| frame.clone()));
+            // Tunnels in an order that no prefetcher foresees: multiples of a prime.
+            let frame = |n: usize| match is_opened {
+                true => tunnel::protected(len, n * 7_919 % tunnels),
+                false => tunnel::frame(len, n * 7_919 % tunnels),
+            };
+            results.push(data_path_of(name, &tables, Hooks::none(), IPSEC_FRAMES, frame));
         }
     }
     if args.only.is_some() {
@@ -194,7 +205,7 @@ fn print(results: &[Result], json: bool) -> io::Result<()> {
     }
     for Result { name, ns_per_packet, ns_per_packet_p10, packets_per_second, tsc_mhz } in results {
         let cycles = ns_per_packet * tsc_mhz / 1000.0;
-        print!("{name:28} {ns_per_packet:6.1} ns, {cycles:6.1} cycles per packet");
+        print!("{name:40} {ns_per_packet:6.1} ns, {cycles:6.1} cycles per packet");
         print!(" (best tenth {ns_per_packet_p10:.1} ns)");
         println!("{}", packets_per_second.map_or(String::new(), |pps| format!(", {pps:.0} pps")));
     }
@@ -207,14 +218,26 @@ fn data_path(
     hooks: &Hooks,
     frame: impl Fn(usize) -> Vec<u8>,
 ) -> Result {
+    data_path_of(name, tables, hooks, BURST, frame)
+}
+
+/// The same with a number of different frames, a multiple of a burst.
+fn data_path_of(
+    name: &'static str,
+    tables: &Tables,
+    hooks: &Hooks,
+    count: usize,
+    frame: impl Fn(usize) -> Vec<u8>,
+) -> Result {
     let mut pool = Umem::anonymous(4 * BURST as u32).into_pool();
     let (stats, mut out) = (WorkerStats::new(2), Effects::new(2));
     let mut state = PipelineState::new(7, 1);
-    let frames: Vec<_> = (0..BURST).map(frame).collect();
+    let frames: Vec<_> = (0..count).map(frame).collect();
+    let mut bursts = frames.chunks(BURST).cycle();
     let mut burst = Burst::with_capacity(BURST);
     let mut times_ns = Vec::with_capacity(BURSTS);
     for round in 0..BURSTS as u64 {
-        for frame in &frames {
+        for frame in bursts.next().expect("frames") {
             let mut skb = SkBuff::alloc_skb(&mut pool, HEADROOM).expect("a frame");
             skb.put(frame.len()).expect("room").copy_from_slice(frame);
             burst.push(skb).expect("room");

@@ -1,4 +1,4 @@
-//! An IPsec tunnel of ESP with AES-128-GCM between the router and 10.200.0.1, for all of 10.0.0.0/8.
+//! IPsec tunnels of ESP with AES-128-GCM between the router and 10.200.0.1, each for a network of 10.0.0.0/8.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -19,27 +19,41 @@ const ENDS: [IpAddr; 2] =
 const LINK_LAYER: usize = 14;
 const ROOM: usize = 128;
 
+/// SPI and reqid of the first tunnel.
+const SPI: u32 = 0x1000;
+const REQID: u32 = 1;
+
+/// A destination behind a tunnel.
+fn destination(tunnel: usize) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0x0a00_0001 | (tunnel as u32) << 8)
+}
+
 // Without a replay window: the same packets are received again and again.
-fn config(ends: [IpAddr; 2]) -> StateConfig {
-    StateConfig { reqid: 1, ecn: EcnRules::Xfrm, ..StateConfig::new(Mode::Tunnel, ends, 0x1000) }
+fn config(ends: [IpAddr; 2], tunnel: usize) -> StateConfig {
+    let (spi, reqid) = (SPI + tunnel as u32, REQID + tunnel as u32);
+    StateConfig { reqid, ecn: EcnRules::Xfrm, ..StateConfig::new(Mode::Tunnel, ends, spi) }
 }
 
-fn keys() -> Keys {
-    Keys::Esp(EspKeys::Combined(Aead::AesGcm, Secret::new((0..20).collect())))
+fn keys(tunnel: usize) -> Keys {
+    let mut octets: Vec<u8> = (0..20).collect();
+    octets[..8].copy_from_slice(&tunnel.to_be_bytes());
+    Keys::Esp(EspKeys::Combined(Aead::AesGcm, Secret::new(octets)))
 }
 
-fn outbound(ends: [IpAddr; 2]) -> OutboundState {
-    let state = OutboundState::new(config(ends), &keys(), IvSeed::random([7; 16]), 1);
+fn outbound(ends: [IpAddr; 2], tunnel: usize) -> Arc<OutboundState> {
+    let seed = IvSeed::random([7; 16]);
+    let state = OutboundState::new(config(ends, tunnel), &keys(tunnel), seed, 1);
     let state = state.expect("an SA");
     state.sequence().extend(1..u64::from(u32::MAX)).expect("numbers");
-    state
+    Arc::new(state)
 }
 
-fn policy(direction: Direction, ends: [IpAddr; 2]) -> (Direction, Policy) {
-    let ten = Prefix { addr: Ipv4Addr::new(10, 0, 0, 0).into(), len: 8 };
-    let selector = Selector { dst: ten, ..Selector::default() };
-    let templates = vec![Template::tunnel(Protocol::ESP, ends, 1)];
-    (direction, Policy { templates, ..Policy::new(Family::Ipv4, selector, Action::Allow) })
+fn policy(direction: Direction, ends: [IpAddr; 2], tunnel: usize) -> (Direction, Policy) {
+    let network = Prefix { addr: destination(tunnel).into(), len: 24 };
+    let selector = Selector { dst: network, ..Selector::default() };
+    let templates = vec![Template::tunnel(Protocol::ESP, ends, REQID + tunnel as u32)];
+    let index = 8 * (1 + tunnel as u32);
+    (direction, Policy { index, templates, ..Policy::new(Family::Ipv4, selector, Action::Allow) })
 }
 
 fn with(policies: Vec<(Direction, Policy)>, states: XfrmStates) -> Tables {
@@ -47,25 +61,29 @@ fn with(policies: Vec<(Direction, Policy)>, states: XfrmStates) -> Tables {
     Tables { xfrm, ..null::one_route_and_own() }
 }
 
-/// The tunnel protects what is forwarded.
-pub fn protecting() -> Tables {
-    let outbound = vec![Arc::new(outbound(ENDS))];
+/// Tunnels protect what is forwarded.
+pub fn protecting(tunnels: usize) -> Tables {
+    let outbound = (0..tunnels).map(|tunnel| outbound(ENDS, tunnel)).collect();
     let states = XfrmStates { outbound, ..XfrmStates::default() };
-    with(vec![policy(Direction::Out, ENDS)], states)
+    with((0..tunnels).map(|tunnel| policy(Direction::Out, ENDS, tunnel)).collect(), states)
 }
 
-/// The tunnel is opened, and what is inside is forwarded.
-pub fn opening() -> Tables {
+/// Tunnels are opened, and what is inside is forwarded.
+pub fn opening(tunnels: usize) -> Tables {
     let [own, other] = ENDS;
-    let state = InboundState::new(config([other, own]), &keys()).expect("an SA");
-    let inbound = Sad::new([Arc::new(state)], Order::OldestFirst);
+    let state = |tunnel| {
+        let state = InboundState::new(config([other, own], tunnel), &keys(tunnel));
+        Arc::new(state.expect("an SA"))
+    };
+    let inbound = Sad::new((0..tunnels).map(state), Order::OldestFirst);
     let states = XfrmStates { inbound, ..XfrmStates::default() };
-    with(vec![policy(Direction::Fwd, [other, own])], states)
+    let policies = (0..tunnels).map(|tunnel| policy(Direction::Fwd, [other, own], tunnel));
+    with(policies.collect(), states)
 }
 
-/// A frame with an IP packet of `len` octets.
-pub fn frame(len: usize) -> Vec<u8> {
-    let mut frame = null::frame4([10, 0, 0, 1].into());
+/// A frame with an IP packet of `len` octets for a tunnel.
+pub fn frame(len: usize, tunnel: usize) -> Vec<u8> {
+    let mut frame = null::frame4(destination(tunnel));
     frame.resize(LINK_LAYER + len, 0);
     let mut ipv4 = Ipv4Packet::new_unchecked(&mut frame[LINK_LAYER..]);
     ipv4.set_total_len(len as u16);
@@ -74,12 +92,12 @@ pub fn frame(len: usize) -> Vec<u8> {
 }
 
 /// The same, protected by the other end.
-pub fn protected(len: usize) -> Vec<u8> {
+pub fn protected(len: usize, tunnel: usize) -> Vec<u8> {
     let [own, other] = ENDS;
-    let frame = frame(len);
+    let frame = frame(len, tunnel);
     let packet = &frame[LINK_LAYER..];
     let mut buffer = [&[0; ROOM][..], packet, &[0; ROOM]].concat();
     let params = OutputParams { now_s: 1, hop_limit: 64, ident: 1 };
-    let sealed = outbound([other, own]).seal(&mut buffer, ROOM..ROOM + len, &params);
+    let sealed = outbound([other, own], tunnel).seal(&mut buffer, ROOM..ROOM + len, &params);
     [&frame[..LINK_LAYER], &buffer[sealed.expect("it is protected")]].concat()
 }
