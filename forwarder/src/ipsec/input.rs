@@ -1,6 +1,6 @@
 //! Removal of the protection of one packet in place: the kernel's `xfrm_input`, `esp_input` and `ah_input`.
 //!
-//! Not included: reassembly, which comes before (a fragment is no IPsec packet here), and policy, which comes
+//! Not included: [reassembly](super::Parts), which comes before (a fragment is no IPsec packet here), and policy, which comes
 //! after the last transformation ([`policy_check`](super::Spd::policy_check)).
 
 use std::net::IpAddr;

@@ -12,6 +12,7 @@
 //! | [`Sequence`] | gives each number once, from reserved ranges | RFC 4303 §3.3.3 |
 //! | [`ReplayWindow`] | accepts each number once | RFC 4303 §3.4.3 |
 //! | [`Spd::lookup`], [`Spd::policy_check`] | which packets must be protected, and were | RFC 4301 §4.4 |
+//! | [`Fragment`], [`Parts`] | fragments of a packet, and the packet | RFC 791, RFC 8200 §4.5, RFC 5722 |
 //! | [`State::packet_len_max`] | what fits a path | `xfrm_state_mtu` |
 //!
 //! A packet is at a range of a larger buffer. Sending needs room on both sides ([`State::overhead`]); receiving
@@ -33,7 +34,7 @@
 //! - A selector with a family of its own is compared with the prefixes of that family only; the kernel
 //!   compares the octets of any.
 //!
-//! Not included: IPComp, BEET, IP-TFS, fragmentation and reassembly, marks that an SA gives to packets
+//! Not included: IPComp, BEET, IP-TFS, fragmentation, marks that an SA gives to packets
 //! (XFRMA_SET_MARK), SAs of one CPU, offload, security contexts, the algorithms that [`algorithm`] lists, and
 //! everything that negotiates.
 
@@ -48,6 +49,7 @@ mod mac;
 mod output;
 mod overhead;
 mod policy;
+mod reassembly;
 mod replay;
 mod sad;
 mod selector;
@@ -67,6 +69,7 @@ pub use key::Secret;
 pub use output::OutputParams;
 pub use overhead::Overhead;
 pub use policy::{Action, Direction, MAX_DEPTH, Policy, Received, Template};
+pub use reassembly::{Added, FRAGMENTS_MAX, Fragment, FragmentKey, Parts};
 pub use replay::{BadWindow, ReplaySnapshot, ReplayWindow, WINDOW_MAX};
 pub use sad::{LookedAhead, Opened, Sad};
 pub use selector::{Flow, Mark, Prefix, Selector};

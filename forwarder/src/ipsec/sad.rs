@@ -39,6 +39,15 @@ impl Key {
     }
 }
 
+/// The hash of the addresses and the protocol, which all fragments of a packet have.
+#[inline]
+fn hash_of_path(src: IpAddr, dst: IpAddr, protocol: Protocol) -> u32 {
+    let is_ipv6 = Family::of(dst) == Family::Ipv6;
+    let (src, dst) = (masked(src, 128), masked(dst, 128));
+    let words = [(src >> 64) as u64, src as u64, (dst >> 64) as u64, dst as u64];
+    hash_words(u64::from(protocol.0) << 1 | u64::from(is_ipv6), &words) as u32
+}
+
 /// The first entry of a hash. Eight octets, so that the table of thousands of SAs stays in the cache.
 #[derive(Clone, Copy, Debug, Default)]
 struct First {
@@ -82,6 +91,8 @@ pub struct Sad {
     /// Newest first: of two that match, the kernel finds the one added last.
     entries: Box<[Entry]>,
     first: HashTable<First>,
+    /// By [`hash_of_path`], an SA that is not in UDP. SAs of another path may have the same hash.
+    of_path: HashTable<First>,
 }
 
 /// Where the lookups of a burst of packets begin ([`Sad::look_ahead`]).
@@ -144,7 +155,20 @@ impl Sad {
                 None => first.push(First { hash, number: number as u32 + 1 }),
             }
         }
-        Sad { entries: entries.into(), first: HashTable::new(first.iter().copied()) }
+        let of_path: Vec<First> = entries
+            .iter()
+            .zip(1..)
+            .filter_map(|(entry, number)| {
+                let config = entry.state.state().config();
+                let hash = hash_of_path(config.src, config.dst, entry.state.state().protocol());
+                config.encap.is_none().then_some(First { hash, number })
+            })
+            .collect();
+        Sad {
+            entries: entries.into(),
+            first: HashTable::new(first.iter().copied()),
+            of_path: HashTable::new(of_path.iter().copied()),
+        }
     }
 
     /// Whether there are none.
@@ -235,6 +259,14 @@ impl Sad {
             }
             number = (entry.next as usize).checked_sub(1);
         }
+    }
+
+    /// Whether there may be an SA, not in UDP, for packets from `src` to `dst`: for fragments, of which only the first has
+    /// the SPI. The answer may be wrong that there is one.
+    #[inline]
+    #[must_use]
+    pub fn may_have(&self, src: IpAddr, dst: IpAddr, protocol: Protocol) -> bool {
+        self.of_path.get(hash_of_path(src, dst, protocol)).is_some()
     }
 
     /// Finds the IPsec header and the SA, and removes the protection: [`locate`], [`lookup`](Self::lookup)

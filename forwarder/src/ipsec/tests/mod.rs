@@ -5,6 +5,7 @@ mod locate;
 mod peer;
 mod policies;
 mod properties;
+mod reassembly;
 mod rfc;
 mod vectors;
 
