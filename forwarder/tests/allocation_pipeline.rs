@@ -12,6 +12,7 @@ use ferroute::capture::{Filter, Session, Wanted, compile, ring};
 use ferroute::fib::qsbr::Qsbr;
 use ferroute::fib::{FamilyFib, FibInfo, Lpm4, Lpm6, Nexthop, RouteType};
 use ferroute::io::MemIo;
+use ferroute::ipsec::{Aead, EspKeys, InboundState, Keys, Mode, Order, Sad, Secret, StateConfig};
 use ferroute::neigh::{NeighTable, Neighbour};
 use ferroute::netfilter::nft::ruleset::{
     BaseChain, Chain, CmpOp, Element, Expr, PayloadBase, Reg, Rule, RuleVerdict, Ruleset, Set,
@@ -22,9 +23,11 @@ use ferroute::netfilter::{
 };
 use ferroute::pipeline::{Ctx, Effects, PipelineState, forward_burst, poll_held};
 use ferroute::skb::{Burst, FramePool, HEADROOM, JUMBO_MTU, SkBuff, Umem};
-use ferroute::stats::{DropReason, Mib, WorkerStats};
+use ferroute::stats::{DropReason, Mib, PuntReason, WorkerStats};
 use ferroute::tables::publish::Published;
-use ferroute::tables::{EgressTag, Forwarding6, Link, Links, Sysctls, Tables, Tag, Vlan};
+use ferroute::tables::{
+    EgressTag, Forwarding6, Link, Links, Sysctls, Tables, Tag, Vlan, XfrmPolicies, XfrmStates,
+};
 use ferroute::trace;
 use ferroute::wire::{EtherType, Ipv4Packet};
 use ferroute::worker::clock::Clock;
@@ -252,6 +255,70 @@ impl Bench {
         self.out.trace.deliver();
         allocation::count() - before
     }
+}
+
+/// A fragment of ESP to the router.
+fn esp(ident: u8, offset: u16, more: bool) -> Vec<u8> {
+    let mut frame = ipv4([198, 18, 1, 1], 64, 64, &[]);
+    let mut view = Ipv4Packet::new_unchecked(&mut frame[14..]);
+    view.set_protocol(ferroute::wire::Protocol::ESP);
+    view.set_ident(ident.into());
+    view.set_frag(false, more, offset);
+    view.set_checksum(0);
+    view.fill_checksum();
+    frame[34..38].copy_from_slice(&SPI.to_be_bytes());
+    frame
+}
+
+const SPI: u32 = 0x1000;
+
+/// The tables with an SA for these.
+fn with_sa(tables: Tables) -> Tables {
+    let ends = [[198, 18, 1, 2].into(), [198, 18, 1, 1].into()];
+    let keys = Keys::Esp(EspKeys::Combined(Aead::AesGcm, Secret::new(vec![7; 20])));
+    let config = StateConfig::new(Mode::Tunnel, ends, SPI);
+    let state = Arc::new(InboundState::new(config, &keys).expect("an SA"));
+    let inbound = Sad::new([state], Order::OldestFirst);
+    let states = XfrmStates { inbound, ..XfrmStates::default() };
+    Tables { xfrm: Arc::new(XfrmPolicies::with_states(Vec::new(), Arc::new(states))), ..tables }
+}
+
+#[test]
+fn reassembly_allocates_nothing() {
+    let mut bench = Bench {
+        hooks: NetHooks::new(1).published().load(),
+        pool: Umem::anonymous(512).into_pool(),
+        stats: WorkerStats::new(2),
+        state: PipelineState::new(7, 1),
+        out: Effects::new(2),
+        now_ns: 1_000_000_000_000,
+    };
+    // A whole one, whose ICV is wrong; one with a duplicate; one that overlaps; one that is not complete.
+    let frames = [
+        esp(1, 0, true),
+        esp(1, 64, false),
+        esp(2, 64, true),
+        esp(2, 64, true),
+        esp(3, 0, true),
+        esp(3, 32, true),
+        esp(4, 128, false),
+    ];
+    let tables = with_sa(tables(1, true));
+    let mut burst = Burst::with_capacity(frames.len());
+    for turn in 0..8 {
+        for frame in &frames {
+            let skb = SkBuff::of_octets(&mut bench.pool, frame).expect("a frame");
+            burst.push(skb).expect("room");
+        }
+        assert_eq!(bench.turn(&mut burst, &tables), 0, "turn {turn}");
+        bench.now_ns += 100_000_000;
+    }
+    assert!(bench.stats.mib[Mib::IpReasmOKs as usize].get() > 0);
+    for reason in [DropReason::XfrmInStateProtoError, DropReason::DupFrag, DropReason::FragOverlap]
+    {
+        assert!(bench.stats.drop_count(reason) > 0, "{reason}");
+    }
+    assert!(bench.out.punt_reasons.contains(&PuntReason::Fragment));
 }
 
 /// Packets of every disposition.

@@ -78,7 +78,7 @@ impl Account {
                 names.iter().map(|name| figure(packets, name)).sum()
             };
             let came = sum(&["received", "made", "handed_over_in"])?;
-            let went = sum(&["sent", "dropped", "handed_to_kernel", "fragmented"])?;
+            let went = sum(&["sent", "dropped", "handed_to_kernel", "fragmented", "reassembled"])?;
             let inside = sum(&["handed_over_out", "held", "sending"])?;
             ensure!(
                 came == went + inside,
@@ -110,8 +110,11 @@ impl Account {
         };
         same("drops", self.packets("dropped")?, total(&self.stat["drops"]))?;
         same("punts", self.packets("handed_to_kernel")?, total(&self.stat["punts"]))?;
-        let made =
-            self.mib("IcmpOutMsgs")? + self.mib("Icmp6OutMsgs")? + self.mib("IpFragCreates")?;
+        let reassembled = self.mib("IpReasmOKs")? + self.mib("Ip6ReasmOKs")?;
+        let made = self.mib("IcmpOutMsgs")?
+            + self.mib("Icmp6OutMsgs")?
+            + self.mib("IpFragCreates")?
+            + reassembled;
         same("made", self.packets("made")?, made)?;
         same("fragmented", self.packets("fragmented")?, self.mib("IpFragOKs")?)?;
         let ports = self.stat["ports"].as_array().context("no ports")?;

@@ -45,7 +45,7 @@ const STAGES: [&[&str]; 14] = [
     &["exit", "headers", "mode", "ratelimit", "route_ahead"],
     &["nf_hook", "original", "secpath", "csum_partial", "dst", "vlan", "ip_input"],
     &["post_routing", "route_hint", "inet_addr", "eth_input", "way"],
-    &["hold_queue", "burst_routes", "ip_options", "flow_cache", "offload"],
+    &["hold_queue", "frag_queue", "burst_routes", "ip_options", "flow_cache", "offload"],
     &["ctx"],
     &["nf_ingress", "xfrm"],
     &["ip_rcv_options", "ip6_input", "local_out", "neigh_hold"],
@@ -55,7 +55,7 @@ const STAGES: [&[&str]; 14] = [
     &["ip_forward", "ip6_forward", "icmp_send", "icmp6_send", "xfrm_input", "xfrm_output"],
     &["ip6_output", "neigh_poll", "nf_flow_table", "xfrm_policy"],
     &["burst"],
-    &["traced"],
+    &["traced", "ip_defrag"],
 ];
 
 /// Files of the items that `pipeline` re-exports.

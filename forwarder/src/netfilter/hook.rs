@@ -445,6 +445,17 @@ impl Hooks {
         !self.have_registered && !self.have_device_chains()
     }
 
+    /// Whether the functions at PRE_ROUTING, if there are any, see reassembled packets: connections are tracked, and
+    /// all of them run after `nf_defrag` then.
+    #[inline]
+    pub fn see_reassembled(&self, pf: Family) -> bool {
+        let before = &self.chains[family_index(pf)][Hook::PreRouting as usize];
+        let is_tracked = || self.nft.as_ref().is_some_and(|nft| nft.program().tracks(pf));
+        before.is_empty()
+            || is_tracked()
+                && before.iter().all(|entry| entry.priority > priority::CONNTRACK_DEFRAG)
+    }
+
     /// Whether no function is registered at a hook point.
     #[inline]
     pub fn is_empty_at(&self, pf: Family, hook: Hook) -> bool {

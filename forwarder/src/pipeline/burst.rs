@@ -27,6 +27,8 @@ pub(super) enum Disposition {
     Drop(DropReason),
     /// It is handed back to the kernel.
     Punt(PuntReason),
+    /// It is empty: a fragment was in its place, which waits for the others.
+    Held,
 }
 
 /// Output of a packet whose frame is not complete: it needs fragments or tags, its neighbour is not known
@@ -95,6 +97,7 @@ impl<'a> Dispositions<'a> {
                 },
                 Disposition::Drop(reason) => ctx.drop_skb(skb, *reason),
                 Disposition::Punt(reason) => ctx.punt_skb(skb, *reason),
+                Disposition::Held => ctx.consume_skb(skb),
             }
         }
     }

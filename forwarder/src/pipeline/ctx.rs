@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::flow_cache::FlowCache;
+use super::frag_queue::{FragQueues, HELD_MAX};
 use super::hold_queue::HoldQueue;
 use super::nf_hook::HookEnv;
 use super::offload::{MeterReader, OFFERS, Offer, Offload, OffloadPorts};
@@ -31,7 +32,7 @@ pub const EGRESS: usize = 1024;
 pub const NEIGH_REQUESTS: usize = 64;
 
 /// Packets that one call may hand back to the kernel.
-const PUNTS: usize = 2 * BURST;
+const PUNTS: usize = 2 * BURST + HELD_MAX;
 
 /// The context of one burst.
 #[derive(Debug)]
@@ -67,6 +68,8 @@ pub struct PipelineState {
     pub(super) offload: Offload,
     /// The SAs of a burst's packets.
     pub(super) sas_ahead: SasAhead,
+    /// Fragments of IPsec packets that wait for the others.
+    pub(super) frags: FragQueues,
     /// The IPsec packet whose protection was removed last, as it was received.
     pub(super) xfrm_received: Kept,
     /// The packet that was protected last, as it was before.
@@ -91,6 +94,7 @@ impl PipelineState {
             flow_cache: FlowCache::new(seed),
             offload: Offload::default(),
             sas_ahead: SasAhead::new(),
+            frags: FragQueues::new(),
             xfrm_received: Kept::new(),
             xfrm_unsealed: Kept::new(),
             ip_id: (seed >> 16) as u16,
@@ -139,14 +143,14 @@ impl PipelineState {
         self.hooks.take(hooks);
     }
 
-    /// Frames of packets that wait for a neighbour: `held` in the frame accounting.
+    /// Frames of packets that wait, for a neighbour or for other fragments: `held` in the frame accounting.
     pub fn held(&self) -> usize {
-        self.hold.held
+        self.hold.held + self.frags.held()
     }
 
-    /// The packets that wait for a neighbour.
+    /// The packets that wait.
     pub fn held_packets(&self) -> usize {
-        self.hold.packets()
+        self.hold.packets() + self.frags.packets()
     }
 }
 

@@ -14,6 +14,8 @@ pub enum Exit {
     Icmp(IcmpError),
     /// It is handed back to the kernel, as it was received.
     Punt(PuntReason),
+    /// It is a fragment, which waits for the others in a queue. In its place is an empty packet.
+    Held,
 }
 
 /// An ICMP or ICMPv6 error; the family is that of the packet it is about.

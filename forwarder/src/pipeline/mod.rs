@@ -26,8 +26,8 @@
 //!
 //! The router's own packets are ICMP errors only; they enter at LOCAL_OUT. Packets for this host are punted before
 //! LOCAL_IN, which the kernel runs, but for IPsec packets: these pass PRE_ROUTING and LOCAL_IN, are opened
-//! ([`xfrm_input`]), and the packet inside begins anew. What IPsec protects becomes another packet after POST_ROUTING,
-//! which passes LOCAL_OUT and POST_ROUTING ([`xfrm_output`]). Not here: reassembly, multicast routing, redirects (the
+//! ([`xfrm_input`]), and the packet inside begins anew; their fragments are put together before ([`ip_defrag`]). What IPsec protects becomes another packet after POST_ROUTING,
+//! which passes LOCAL_OUT and POST_ROUTING ([`xfrm_output`]). Not here: other reassembly, multicast routing, redirects (the
 //! kernel sends them), other tunnels.
 //!
 //! Nothing here allocates, blocks, logs or reads a clock; the time is in [`Ctx`].
@@ -40,6 +40,7 @@ mod dst;
 mod eth_input;
 mod exit;
 mod flow_cache;
+mod frag_queue;
 mod headers;
 mod hold_queue;
 mod icmp6_send;
@@ -48,6 +49,7 @@ mod inet_addr;
 mod ip6_forward;
 mod ip6_input;
 mod ip6_output;
+mod ip_defrag;
 mod ip_error;
 mod ip_forward;
 mod ip_fragment;
@@ -84,7 +86,6 @@ mod xfrm_policy;
 
 pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
 pub use exit::{Exit, IcmpError};
-pub use neigh_poll::{drop_held, poll_held};
 pub use offer::{Obstacle, may_be_wide6, obstacle};
 pub use offload::{MeterReader, Offer, OfferedFlow, OffloadPorts};
 pub use original::RESTORED;
@@ -109,6 +110,7 @@ use flow_cache::Basis;
 use headers::{Iphdr, Ipv6hdr};
 use icmp_send::icmp_send;
 use icmp6_send::icmp6_send;
+use ip_defrag::{end_whole, ip_defrag, poll_fragments, punt_fragments};
 use ip_forward::{ip_forward, ip_forward_checks};
 use ip_input::ip_rcv_core;
 use ip_rcv_options::ip_rcv_options;
@@ -176,6 +178,8 @@ fn forward_packets<M: Mode>(burst: &mut Burst, ctx: &mut Ctx<'_>) {
                 ctx.state.sas_ahead.advance(n, inbound_sas);
             }
             let disposition = forward::<M>(skb, &mut routes, &mut dispositions, ctx);
+            let disposition =
+                if M::HOOKED { end_whole(skb, disposition, ctx) } else { disposition };
             if M::TRACED {
                 traced::intend(&disposition, dispositions.pending_port(), ctx);
             }
@@ -186,6 +190,20 @@ fn forward_packets<M: Mode>(burst: &mut Burst, ctx: &mut Ctx<'_>) {
             traced::end(ctx);
         }
     }
+}
+
+/// Sends or drops packets that wait for a neighbour, as far as it is time ([`neigh_poll`]), and hands fragments that have
+/// waited too long to the kernel. The worker calls it when it has new tables, and in every poll iteration.
+#[inline]
+pub fn poll_held(ctx: &mut Ctx<'_>) {
+    neigh_poll::poll_held(ctx);
+    poll_fragments(ctx);
+}
+
+/// Drops every packet that waits for a neighbour, and hands all fragments to the kernel.
+pub fn drop_held(ctx: &mut Ctx<'_>, reason: DropReason) {
+    neigh_poll::drop_held(ctx, reason);
+    punt_fragments(ctx);
 }
 
 /// Hands received packets back to the kernel, oldest first and unprocessed, and leaves `burst` empty.
@@ -227,6 +245,11 @@ fn forward<'a, M: Mode>(
         if !M::HOOKED || !ctx.tables.xfrm.has_inbound() {
             return Ok((protocol, dev));
         }
+        let defragged = ip_defrag(skb, protocol, dev, ctx);
+        if M::TRACED && (defragged.is_err() || ctx.state.frags.whole.is_some()) {
+            traced::stage::<M>(Stage::IpDefrag, ctx);
+        }
+        defragged?;
         let opened = xfrm_input::<M>(skb, protocol, dev, ctx);
         if !matches!(opened, Ok(None)) {
             traced::stage::<M>(Stage::XfrmInput, ctx);
@@ -559,6 +582,7 @@ fn handle_exit(skb: &SkBuff, exit: Exit, ctx: &mut Ctx<'_>) -> Disposition {
     let error = match exit {
         Exit::Drop(reason) => return Disposition::Drop(reason),
         Exit::Punt(reason) => return Disposition::Punt(reason),
+        Exit::Held => return Disposition::Held,
         Exit::Icmp(error) => error,
     };
     if ctx.state.hooks.is_invalid() {

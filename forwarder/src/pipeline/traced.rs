@@ -92,6 +92,7 @@ pub(super) fn intend(disposition: &Disposition, pending: Option<u16>, ctx: &mut 
             pending.map_or(FinalDisposition::Dropped(DropReason::DevNotReady), sent)
         }
         Disposition::Punt(reason) => FinalDisposition::Kernel(*reason),
+        Disposition::Held => FinalDisposition::HeldFragment,
         // `icmp` knows whether an error was sent.
         Disposition::Drop(reason) => match ctx.out.trace.disposition() {
             Some(disposition @ FinalDisposition::IcmpError { .. }) => disposition,

@@ -221,8 +221,8 @@ fn may_be_ipsec6(packet: &[u8]) -> bool {
     ipv6.version() == 6 && is_protocol(ipv6.next_header(), payload)
 }
 
-/// Whether the kernel delivers a packet to this host.
-fn is_for_host(skb: &SkBuff, protocol: EtherType, dev: &Link, ctx: &Ctx<'_>) -> bool {
+/// Whether the kernel delivers a packet, or a fragment, to this host.
+pub(super) fn is_for_host(skb: &SkBuff, protocol: EtherType, dev: &Link, ctx: &Ctx<'_>) -> bool {
     let (packet, mark) = (skb.network_header(), skb.mark);
     match protocol {
         EtherType::IPV4 => is_for_host4(packet, mark, dev, ctx),
@@ -237,7 +237,6 @@ fn is_for_host4(packet: &[u8], mark: u32, dev: &Link, ctx: &Ctx<'_>) -> bool {
     let (saddr, daddr) = (ipv4.src_addr(), ipv4.dst_addr());
     let is_valid = checksum::verify(fixed)
         && (HEADER_LEN_MIN..=packet.len()).contains(&usize::from(ipv4.total_len()))
-        && !ipv4.is_fragment()
         && martians(saddr, daddr, dev).is_ok();
     let (saddr, daddr) = (saddr.to_bits(), daddr.to_bits());
     let flow = Flow { saddr, daddr, iif: dev.ifindex, mark };

@@ -10,7 +10,7 @@ use super::{Counter, DropReason, WorkerStats};
 pub struct PacketAccount {
     /// Taken from RX rings, valid or not.
     pub received: u64,
-    /// Created by the router: ICMP errors, and fragments.
+    /// Created by the router: ICMP errors, fragments, and packets made of fragments.
     pub made: u64,
     /// Handed over by other workers for sending.
     pub handed_over_in: u64,
@@ -22,25 +22,27 @@ pub struct PacketAccount {
     pub handed_to_kernel: u64,
     /// Replaced by their fragments.
     pub fragmented: u64,
+    /// Fragments that were replaced by the packet that they make.
+    pub reassembled: u64,
     /// Handed over to other workers for sending.
     pub handed_over_out: u64,
-    /// Held until a neighbour is resolved.
+    /// Held until a neighbour is resolved, or the other fragments have arrived.
     pub held: u64,
     /// On TX rings, and not yet reported as completed.
     pub sending: u64,
 }
 
 impl PacketAccount {
-    /// `received + made + handed_over_in = sent + dropped + handed_to_kernel + fragmented + handed_over_out +
-    /// held + sending`.
+    /// `received + made + handed_over_in = sent + dropped + handed_to_kernel + fragmented + reassembled +
+    /// handed_over_out + held + sending`.
     pub fn is_balanced(&self) -> bool {
         let came = self.received + self.made + self.handed_over_in;
         let went = self.sent + self.dropped + self.handed_to_kernel + self.fragmented;
-        came == went + self.handed_over_out + self.held + self.sending
+        came == went + self.reassembled + self.handed_over_out + self.held + self.sending
     }
 
     /// The fields with their names.
-    pub fn named(&self) -> [(&'static str, u64); 10] {
+    pub fn named(&self) -> [(&'static str, u64); 11] {
         let PacketAccount {
             received,
             made,
@@ -49,6 +51,7 @@ impl PacketAccount {
             dropped,
             handed_to_kernel,
             fragmented,
+            reassembled,
             handed_over_out,
             held,
             sending,
@@ -61,6 +64,7 @@ impl PacketAccount {
             ("dropped", dropped),
             ("handed_to_kernel", handed_to_kernel),
             ("fragmented", fragmented),
+            ("reassembled", reassembled),
             ("handed_over_out", handed_over_out),
             ("held", held),
             ("sending", sending),
@@ -87,6 +91,7 @@ impl WorkerStats {
             dropped: dropped + undelivered,
             handed_to_kernel: handed.saturating_sub(undelivered),
             fragmented: self.fragmented.get(),
+            reassembled: self.reassembled.get(),
             handed_over_out: self.handed_over_out.get(),
             held,
             sending,

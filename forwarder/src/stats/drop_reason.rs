@@ -130,6 +130,10 @@ reasons! {
         TxMultiBuffer = "TX_MULTI_BUFFER",
         /// To be passed to the kernel, but its queue was full, or the kernel did not take it.
         PuntFailed = "PUNT_FAILED",
+        /// A fragment of an IPsec packet to this router that overlaps another one (RFC 5722).
+        FragOverlap = "FRAG_OVERLAP",
+        /// A fragment of an IPsec packet to this router that was received before.
+        DupFrag = "DUP_FRAG",
         /// IPsec: a sequence number that was received before or is left of the window.
         XfrmInStateSeqError = "XFRM_IN_STATE_SEQ_ERROR",
         /// IPsec: a wrong ICV, length or padding.
@@ -183,6 +187,9 @@ reasons! {
         NetfilterEgress = "NETFILTER_EGRESS",
         /// An IPsec policy protects or drops it, or an error about it.
         Xfrm = "XFRM",
+        /// A fragment of an IPsec packet to this router that only the kernel can reassemble: others are missing, the
+        /// packet is too long, or there is no memory.
+        Fragment = "FRAGMENT",
         /// The neighbour is not resolved, and the kernel would have to send the error if it cannot be: hook
         /// functions or IPsec policies see the router's own packets.
         NeighUnresolved = "NEIGH_UNRESOLVED",

@@ -30,6 +30,12 @@ reasons! {
         IpOutRequests = "IpOutRequests",
         /// IPv4 packets that could not be sent for lack of resources.
         IpOutDiscards = "IpOutDiscards",
+        /// IPv4 fragments of packets to this host; those that the kernel gets are its to count.
+        IpReasmReqds = "IpReasmReqds",
+        /// IPv4 packets reassembled.
+        IpReasmOKs = "IpReasmOKs",
+        /// IPv4 packets that could not be reassembled.
+        IpReasmFails = "IpReasmFails",
         /// IPv4 packets fragmented.
         IpFragOKs = "IpFragOKs",
         /// IPv4 packets that could not be fragmented.
@@ -72,6 +78,12 @@ reasons! {
         Ip6OutRequests = "Ip6OutRequests",
         /// IPv6 packets that could not be sent for lack of resources.
         Ip6OutDiscards = "Ip6OutDiscards",
+        /// IPv6 fragments of packets to this host; those that the kernel gets are its to count.
+        Ip6ReasmReqds = "Ip6ReasmReqds",
+        /// IPv6 packets reassembled.
+        Ip6ReasmOKs = "Ip6ReasmOKs",
+        /// IPv6 packets that could not be reassembled.
+        Ip6ReasmFails = "Ip6ReasmFails",
         /// IPv6 packets that would have needed fragmentation.
         Ip6FragFails = "Ip6FragFails",
         /// ICMPv6 messages sent.

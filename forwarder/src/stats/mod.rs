@@ -141,10 +141,12 @@ pub struct WorkerStats {
     pub handed_over_out: Counter,
     /// Packets that other workers handed over to this one for sending.
     pub handed_over_in: Counter,
-    /// Packets created by the router: ICMP errors, and fragments.
+    /// Packets created by the router: ICMP errors, fragments, and packets made of fragments.
     pub made: Counter,
     /// Packets that were replaced by their fragments.
     pub fragmented: Counter,
+    /// Fragments that were replaced by the packet that they make.
+    pub reassembled: Counter,
     /// Packets that ports received and sent before they became other interfaces.
     forgotten: [Counter; 2],
     /// The cost of a frame, if the worker measures it.
@@ -182,6 +184,7 @@ impl WorkerStats {
             handed_over_in: Counter::default(),
             made: Counter::default(),
             fragmented: Counter::default(),
+            reassembled: Counter::default(),
             forgotten: Default::default(),
             cost: Cost::default(),
             undelivered: Undelivered::new(ports),

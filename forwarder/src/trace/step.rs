@@ -22,6 +22,8 @@ pub enum Stage {
     Ip6RouteInput,
     /// IPv4 options.
     IpRcvOptions,
+    /// Fragments of an IPsec packet to this host are put together.
+    IpDefrag,
     /// The protection of IPsec is removed.
     XfrmInput,
     /// The packet is protected by IPsec.
@@ -54,6 +56,7 @@ impl Stage {
             Stage::IpRouteInput => "ip_route_input",
             Stage::Ip6RouteInput => "ip6_route_input",
             Stage::IpRcvOptions => "ip_rcv_options",
+            Stage::IpDefrag => "ip_defrag",
             Stage::XfrmInput => "xfrm_input",
             Stage::XfrmOutput => "xfrm_output",
             Stage::IpForwardChecks => "ip_forward_checks",
@@ -272,6 +275,8 @@ pub enum FinalDisposition {
         /// ifindex of its interface.
         oif: u32,
     },
+    /// A fragment of an IPsec packet to this host, held until the others have arrived.
+    HeldFragment,
     /// Cut into fragments, which were queued for sending.
     Fragmented {
         /// Their number.

@@ -29,7 +29,7 @@ const IDLE_BEFORE_SLEEP_NS: u64 = 200_000;
 const SLEEP_MAX: Duration = Duration::from_millis(20);
 /// Pause of a worker that may not forward because the tables are not known to be current.
 const WAIT_INTERVAL: Duration = Duration::from_millis(1);
-/// Longest sleep while packets wait for a neighbour, or to be sent.
+/// Longest sleep while packets wait for a neighbour or for other fragments, or to be sent.
 const SLEEP_WITH_HELD_MAX: Duration = Duration::from_millis(1);
 /// How long RX rings must stay empty before a stopping worker assumes that no more packets arrive.
 const DRAIN_NS: u64 = 5_000_000;
@@ -90,7 +90,7 @@ pub struct WorkerFrames {
     pub tx_and_completion: usize,
     /// Of removed ports, until the kernel has certainly released them.
     pub draining: usize,
-    /// Waiting for a neighbour.
+    /// Waiting for a neighbour, or for other fragments.
     pub held: usize,
 }
 
@@ -303,7 +303,7 @@ impl<I: PacketIo> Worker<I> {
         }
     }
 
-    /// Sends packets that waited for a neighbour, and packets that other workers have no queue for.
+    /// Sends packets that waited for a neighbour, hands over fragments that waited in vain, and sends packets that other workers have no queue for.
     /// Returns the number of the latter.
     #[inline]
     fn send_waiting(&mut self, now_ns: u64) -> usize {
@@ -316,11 +316,12 @@ impl<I: PacketIo> Worker<I> {
     }
 
     /// Drops packets that wait to be sent and that the kernel would filter. They have been changed
-    /// already, and cannot be punted.
+    /// already, and cannot be punted. Fragments can.
     #[cold]
     fn purge(&mut self, now_ns: u64) {
         if self.state.held() > 0 {
             self.with_ctx(now_ns, |_, ctx| pipeline::drop_held(ctx, DropReason::QueuePurge));
+            self.flush(now_ns);
         }
         self.handoffs.drop_all(DropReason::QueuePurge, &self.stats);
     }
@@ -590,6 +591,7 @@ impl<I: PacketIo> Worker<I> {
     fn drain(&mut self) {
         let now_ns = self.drain_until(|_, idle_ns| idle_ns > DRAIN_NS);
         self.with_ctx(now_ns, |_, ctx| pipeline::drop_held(ctx, DropReason::Shutdown));
+        self.flush(now_ns);
         self.handoffs.close();
         if self.handoffs.channels_in() > 0 {
             // They close their channels at the same point.

@@ -191,7 +191,7 @@ impl Bench {
     }
 
     /// Drops held packets. Then every packet must have been counted once as sent, dropped, or handed back;
-    /// a fragmented packet as each of its fragments.
+    /// a fragmented packet as each of its fragments, and fragments that made a packet as that one.
     pub fn finish(&mut self) {
         self.with_ctx(|ctx| drop_held(ctx, DropReason::Shutdown));
         self.carry_out();
@@ -199,12 +199,13 @@ impl Bench {
         let punts: u64 = self.stats.punts.iter().map(Counter::get).sum();
         assert_eq!(punts, self.punted.len() as u64, "what is counted as handed back was");
         let own = self.mib(Mib::IcmpOutMsgs) + self.mib(Mib::Icmp6OutMsgs);
-        let came = self.received.len() as u64 + own + self.mib(Mib::IpFragCreates);
+        let whole = self.mib(Mib::IpReasmOKs) + self.mib(Mib::Ip6ReasmOKs);
+        let came = self.received.len() as u64 + own + self.mib(Mib::IpFragCreates) + whole;
         let went = self.sent.len() as u64 + punts + self.stats.drops_total();
         assert_eq!(
             came,
-            went + self.mib(Mib::IpFragOKs),
-            "received + own + fragments = sent + punted + dropped + fragmented"
+            went + self.mib(Mib::IpFragOKs) + self.stats.reassembled.get(),
+            "received + own + fragments + reassembled = sent + punted + dropped + fragmented + their fragments"
         );
         // The account as the worker reports it; the driver counts received packets.
         let mut account = self.stats.account(self.state.held_packets() as u64, 0);

@@ -48,7 +48,7 @@ pub struct WorkerReport {
     /// By `PuntReason::name`.
     pub punts: Counters,
     /// Where its packets went (`PacketAccount::named`), read between two turns: received + made +
-    /// handed_over_in = sent + dropped + handed_to_kernel + fragmented + handed_over_out + held + sending.
+    /// handed_over_in = sent + dropped + handed_to_kernel + fragmented + reassembled + handed_over_out + held + sending.
     #[serde(default)]
     pub packets: Counters,
     /// Where its frames are: free, fill_and_rx, held, tx_and_completion, total.

@@ -235,6 +235,8 @@ pub enum TraceDisposition {
         /// Its interface.
         dev: String,
     },
+    /// A fragment of an IPsec packet to the router, held until the others have arrived.
+    HeldFragment,
     /// Cut into fragments, which were queued for sending.
     Fragmented {
         /// Their number.
@@ -337,6 +339,7 @@ impl TraceDisposition {
             TraceDisposition::Held { dst, dev } => {
                 ("held", format!("for neighbour {dst} dev {dev}"))
             }
+            TraceDisposition::HeldFragment => ("held", "for the other fragments".to_owned()),
             TraceDisposition::Fragmented { fragments, dev } => {
                 ("fragmented", format!("{fragments} fragments, dev {dev}"))
             }

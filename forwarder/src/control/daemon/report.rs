@@ -194,8 +194,8 @@ impl Supervisor {
             sum(|account| account.sent),
             sum(|account| account.handed_to_kernel),
             sum(|account| account.dropped),
-            // A fragmented packet no longer exists: its fragments do.
-            sum(|account| account.made.saturating_sub(account.fragmented)),
+            // A fragmented packet no longer exists: its fragments do; and the other way round.
+            sum(|account| account.made.saturating_sub(account.fragmented + account.reassembled)),
         )
     }
 }

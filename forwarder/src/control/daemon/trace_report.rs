@@ -254,6 +254,7 @@ impl Reporter<'_> {
                 help: reason.help().to_owned(),
                 why: self.why.clone(),
             },
+            FinalDisposition::HeldFragment => TraceDisposition::HeldFragment,
             FinalDisposition::Held { addr, oif } => {
                 TraceDisposition::Held { dst: addr, dev: of.name(oif) }
             }

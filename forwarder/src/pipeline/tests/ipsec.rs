@@ -108,7 +108,7 @@ pub(super) fn gateway_of(net: Net, state: Arc<OutboundState>, outer: Family) -> 
     }
 }
 
-fn gateway(outer: Family) -> Gateway {
+pub(super) fn gateway(outer: Family) -> Gateway {
     let (net, state) = net(outer);
     gateway_of(net, state, outer)
 }
@@ -126,7 +126,7 @@ impl Gateway {
 
     /// A frame of the other end, with a packet inside.
     pub fn sealed(&self, inner: &[u8]) -> Vec<u8> {
-        let mut buffer = vec![0; 4096];
+        let mut buffer = vec![0; 8192];
         buffer[256..256 + inner.len()].copy_from_slice(inner);
         let params = OutputParams { now_s: 1, hop_limit: 64, ident: 1 };
         let sealed =
@@ -157,7 +157,7 @@ pub(super) fn back4() -> V4 {
     V4 { src: "10.1.0.5", dst: "198.18.1.2", ..V4::default() }
 }
 
-fn back6() -> V6 {
+pub(super) fn back6() -> V6 {
     V6 { src: "2001:db8:a::5", dst: "2001:db8:1::2", ..V6::default() }
 }
 
@@ -165,12 +165,12 @@ fn ethertype(outer: Family) -> u16 {
     if outer == Family::Ipv4 { 0x0800 } else { 0x86dd }
 }
 
-fn after_hop6(mut packet: Vec<u8>) -> Vec<u8> {
+pub(super) fn after_hop6(mut packet: Vec<u8>) -> Vec<u8> {
     packet[7] -= 1;
     packet
 }
 
-const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
+pub(super) const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 
 #[test]
 fn packets_of_a_policy_are_protected() {

@@ -2,6 +2,7 @@
 //! forwarded ones.
 
 use super::ipsec::{Gateway, back4, ends, gateway_of, net, v4};
+use super::reassembly::cut;
 use super::*;
 use crate::ipsec::Family;
 use crate::netfilter::Hook;
@@ -242,6 +243,58 @@ fn packets_of_carried_connections_pass_with_and_without_protection() {
         let packets: Vec<_> = filtering.flows.views(0).map(|view| view.packets).collect();
         assert_eq!(packets, [[1, 1], [1, 1]], "the tunnel's, and the one inside");
         assert_eq!(filtering.punted(), Vec::<Vec<u8>>::new());
+    }
+}
+
+#[test]
+fn rules_see_reassembled_packets_where_connections_are_tracked_or_at_input() {
+    for outer in [Family::Ipv4, Family::Ipv6] {
+        let protected = || vec![and([of_protocol(Protocol::ESP), vec![counter()]])];
+        // Not at PRE_ROUTING.
+        let mut filtering =
+            Filtering::new(outer, ruleset(vec![(Hook::LocalIn, protected())], false));
+        let frames = cut(&filtering.gateway.sealed(&back4().packet()), 1, 48);
+        assert_eq!(frames.len(), 2);
+        filtering.gateway.lab.receive(RIGHT, &frames);
+        assert_eq!(filtering.gateway.lab.sent().len(), 1);
+        assert_eq!(filtering.counted(), [1]);
+        // The kernel's chain sees the fragments.
+        let mut filtering =
+            Filtering::new(outer, ruleset(vec![(Hook::PreRouting, protected())], false));
+        filtering.gateway.lab.receive(RIGHT, &frames);
+        assert_eq!(filtering.gateway.lab.sent(), []);
+        assert_eq!(filtering.punted(), frames);
+        assert_eq!(filtering.counted(), [0]);
+        // It sees the packet, because connections are tracked.
+        let with_tracking = |priority| {
+            let mut rules = stateful();
+            let at = ruleset(vec![(Hook::PreRouting, protected())], false);
+            let chain = at.tables.into_iter().flat_map(|table| table.chains).map(|mut chain| {
+                chain.base.iter_mut().for_each(|base| base.priority = priority);
+                chain
+            });
+            rules
+                .tables
+                .iter_mut()
+                .for_each(|table| table.chains.splice(0..0, chain.clone()).for_each(drop));
+            Filtering::tracking(outer, rules)
+        };
+        let mut filtering = with_tracking(-300);
+        let frames = cut(&filtering.gateway.sealed(&answer().packet()), 1, 48);
+        filtering.gateway.lab.receive(RIGHT, &frames);
+        assert_eq!(answered(&filtering.gateway.lab.sent(), 0x0800), after_hop(answer().packet()));
+        assert_eq!(filtering.counted()[..2], [1, 1]);
+        assert_eq!(filtering.punted(), Vec::<Vec<u8>>::new());
+        // Before the kernel reassembles.
+        let mut filtering = with_tracking(-450);
+        filtering.gateway.lab.receive(RIGHT, &frames);
+        assert_eq!(filtering.punted(), frames);
+        // Of the packet inside no connection is carried.
+        let mut filtering = with_tracking(-300);
+        let frames = cut(&filtering.gateway.sealed(&back4().packet()), 1, 48);
+        filtering.gateway.lab.receive(RIGHT, &frames);
+        assert_eq!(filtering.punted(), frames);
+        assert_eq!(filtering.counted()[..2], [0, 0]);
     }
 }
 

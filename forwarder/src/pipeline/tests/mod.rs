@@ -19,6 +19,7 @@ mod jumbo;
 mod offload;
 mod options;
 mod partial;
+mod reassembly;
 mod traced;
 mod trains;
 mod vlan;
