@@ -120,7 +120,7 @@ pub enum Reason {
     SteerIpv6,
     /// Too short to contain a destination address: userspace counts the drop.
     SteerTooShort,
-    /// ESP, ESP in UDP, or AH to the router itself, of an SA in [`MAP_IPSEC_SAS`].
+    /// ESP, ESP in UDP, or AH to the router itself, of an SA in [`MAP_IPSEC_SAS`], or a fragment that may be.
     SteerIpsec,
     /// IPv4, forwarded by the program: see [`offload`].
     OffloadIpv4,

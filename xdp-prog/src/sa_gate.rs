@@ -14,7 +14,7 @@ pub const SA_GATE_WORDS: usize = 3;
 pub struct SaGateKey {
     /// Destination address; IPv4: the first four octets, the others are 0.
     pub destination: [u8; 16],
-    /// The SPI, in network byte order.
+    /// The SPI, in network byte order; 0: the key is that of fragments.
     pub spi: [u8; 4],
     /// 50 (ESP, also in UDP) or 51 (AH).
     pub protocol: u8,
@@ -38,6 +38,12 @@ impl SaGateKey {
             IpAddr::V6(address) => (6, address.octets()),
         };
         SaGateKey { destination, spi: spi.to_be_bytes(), protocol, family, reserved: 0 }
+    }
+
+    /// The key of fragments of ESP or AH, not in UDP, with this destination, whatever their SPI is.
+    #[must_use]
+    pub fn of_fragments(destination: IpAddr, protocol: u8) -> SaGateKey {
+        SaGateKey::new(destination, 0, protocol)
     }
 
     /// Converts it to a map key.

@@ -208,15 +208,18 @@ fn root_other_packets_to_the_address_of_an_sa_are_passed() {
     in_namespace(|| {
         let mut test = Fixture::new(AttachMode::Native);
         set_locals(&mut test.steering);
-        let keys = |own| [key(own, SPI, ESP), key(own, SPI, AH), key(own, 0, ESP), key(own, 0, AH)];
+        let keys = |own| [key(own, SPI, ESP), key(own, SPI, AH)];
+        let of_fragments = |own| [key(own, 0, ESP), key(own, 0, AH)];
         for [own, _] in OWN {
             let others = ["198.51.100.1", "2001:db8:9::1"];
             let other = others[usize::from(own.contains(':'))];
             let all = keys(own).into_iter().chain(keys(other));
-            assert_eq!(test.steering.set_ipsec_sas(all).expect("set"), 0);
+            let with_fragments = all.clone().chain(of_fragments(own));
+            assert_eq!(test.steering.set_ipsec_sas(with_fragments).expect("set"), 0);
             for packet in packets_for_the_kernel(own) {
                 test.assert_reason(&packet, Reason::PassLocal);
             }
+            assert_eq!(test.steering.set_ipsec_sas(all).expect("set"), 0);
             for packet in packets_with_more_in_the_header(own) {
                 test.assert_reason(&packet, Reason::PassLocal);
             }
@@ -240,6 +243,59 @@ fn root_other_packets_to_the_address_of_an_sa_are_passed() {
             let packet = frame(other, ESP, &esp(SPI));
             test.assert_reason(&packet, steered);
             test.assert_received(&packet);
+        }
+    });
+}
+
+/// A fragment with this payload; `fragment`: flags and offset as in the header of its family.
+fn fragment(destination: &str, protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
+    if destination.contains(':') {
+        let header = [&[protocol, 0][..], &fragment.to_be_bytes(), &[0, 0, 0, 7]].concat();
+        return frame(destination, 44, &[&header, payload].concat());
+    }
+    let mut packet = frame(destination, protocol, payload);
+    packet[20..22].copy_from_slice(&fragment.to_be_bytes());
+    packet
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_fragments_with_a_key_for_them_arrive_at_the_socket() {
+    in_namespace(|| {
+        let mut test = Fixture::new(AttachMode::Native);
+        set_locals(&mut test.steering);
+        for [own, other] in OWN {
+            // First, middle, last, and the greatest offset.
+            let parts: [u16; 4] = match own.contains(':') {
+                true => [1, 0x0599, 0x0598, 0xfff8],
+                false => [0x2000, 0x20b3, 0x00b3, 0x1fff],
+            };
+            let address = own.parse().expect("literal");
+            for protocol in [ESP, AH] {
+                let keys = [SaGateKey::of_fragments(address, protocol), key(own, SPI, protocol)];
+                assert_eq!(test.steering.set_ipsec_sas(keys).expect("set"), 0);
+                for part in parts {
+                    // Also one octet, and of another SPI: only the first has one.
+                    for payload in [&[0x5a; 32][..], &[0x5a]] {
+                        let packet = fragment(own, protocol, part, payload);
+                        test.assert_reason(&packet, Reason::SteerIpsec);
+                        test.assert_received(&packet);
+                        let packet = fragment(other, protocol, part, payload);
+                        test.assert_reason(&packet, Reason::PassLocal);
+                        for protocol in [ESP ^ AH ^ protocol, UDP, TCP] {
+                            let packet = fragment(own, protocol, part, payload);
+                            test.assert_reason(&packet, Reason::PassLocal);
+                        }
+                    }
+                }
+                // Nothing is missing.
+                if own.contains(':') {
+                    for whole in [0, 6] {
+                        let packet = fragment(own, protocol, whole, &[0x5a; 32]);
+                        test.assert_reason(&packet, Reason::PassLocal);
+                    }
+                }
+            }
         }
     });
 }

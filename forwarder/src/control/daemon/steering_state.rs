@@ -60,19 +60,23 @@ impl SteeringState {
         Ok(self.steering.set_tracking(on)?)
     }
 
-    /// The SAs whose packets for the router itself are steered: those that `is_steered` says.
+    /// The SAs whose packets for the router itself are steered, those that `is_steered` says, and with them fragments to the
+    /// same address.
     pub(super) fn set_ipsec_sas(
         &mut self,
         sad: &Sad,
         is_steered: impl Fn(&State) -> bool,
     ) -> Result<()> {
         let steered = sad.states().filter(|state| is_steered(state.state()));
-        let key = |state: &Arc<InboundState>| {
-            let config = state.state().config();
-            SaGateKey::new(config.dst, config.spi, state.state().protocol().0)
+        let keys = |state: &Arc<InboundState>| {
+            let (config, protocol) = (state.state().config(), state.state().protocol().0);
+            let fragments = SaGateKey::of_fragments(config.dst, protocol);
+            let whole = SaGateKey::new(config.dst, config.spi, protocol);
+            // Fragments of UDP are the kernel's.
+            config.encap.is_none().then_some(fragments).into_iter().chain([whole])
         };
         // Those for which there is no room stay with the kernel.
-        self.steering.set_ipsec_sas(steered.map(key))?;
+        self.steering.set_ipsec_sas(steered.flat_map(keys))?;
         Ok(())
     }
 

@@ -1,7 +1,9 @@
 //! IPsec packets to the router itself: those of SAs that userspace opens are steered.
 //!
-//! Only SPIs that can be read directly are looked up. The kernel gets fragments, and packets with IP options or IPv6
-//! extension headers before the one of IPsec. Whether a packet is valid is checked in userspace.
+//! Only SPIs that can be read directly are looked up. Of fragments only the first has one: those of ESP and AH are steered
+//! if there is a key without SPI for their destination and protocol. The kernel gets fragments of UDP, of which later ones
+//! do not tell whether they carry ESP, and packets with IP options or IPv6 extension headers before the one of IPsec.
+//! Whether a packet is valid is checked in userspace.
 
 use aya_ebpf::{bindings::xdp_md, btf_maps::HashMap, macros::btf_map, programs::XdpContext};
 use xdp_prog::{IPSEC_SAS_MAX, Reason, SA_GATE_WORDS, SharedSettings};
@@ -44,6 +46,18 @@ struct AhHdr {
     sequence: [u16; 2],
 }
 
+const IPPROTO_FRAGMENT: u8 = 44;
+/// M flag and offset of a Fragment header: 0 if nothing is missing (RFC 6946).
+const IPV6_FRAGMENT: u16 = 0xfff9;
+
+/// The Fragment header of IPv6.
+#[repr(C)]
+struct FragmentHdr {
+    next_header_reserved: [u8; 2],
+    fragment: u16,
+    identification: [u16; 2],
+}
+
 /// Decides for a packet to one of the router's own addresses.
 #[inline(always)]
 pub fn decide_local(ctx: &XdpContext, shared: &SharedSettings) -> Reason {
@@ -84,14 +98,23 @@ fn is_of_sa_ipv4(ctx: &XdpContext, l3: usize) -> bool {
     let Some(ip) = header::<Ipv4Hdr>(ctx, l3) else {
         return false;
     };
-    if ip.version_ihl_tos[0] != IPV4_NO_OPTIONS || ip.fragment & IPV4_FRAGMENT.to_be() != 0 {
+    if ip.version_ihl_tos[0] != IPV4_NO_OPTIONS {
         return false;
     }
     let octets = u16::from_be(ip.total_length).saturating_sub(size_of::<Ipv4Hdr>() as u16);
     let protocol = ip.ttl_protocol[1];
     let [high, low] = ip.destination;
     let destination = [quad([high, low, 0, 0]), 0];
-    is_in_map(destination, spi(ctx, l3 + size_of::<Ipv4Hdr>(), protocol, octets), protocol, 4)
+    let mut spi_of = NO_SPI;
+    if ip.fragment & IPV4_FRAGMENT.to_be() == 0 {
+        spi_of = spi(ctx, l3 + size_of::<Ipv4Hdr>(), protocol, octets);
+        if spi_of == NO_SPI {
+            return false;
+        }
+    } else if !is_ipsec(protocol) {
+        return false;
+    }
+    is_in_map(destination, spi_of, protocol, 4)
 }
 
 #[inline(always)]
@@ -100,18 +123,36 @@ fn is_of_sa_ipv6(ctx: &XdpContext, l3: usize) -> bool {
         return false;
     };
     let octets = u16::from_be(ip.payload_length);
-    let protocol = ip.next_header_hop_limit[0];
+    let mut protocol = ip.next_header_hop_limit[0];
+    let mut spi_of = NO_SPI;
+    if protocol == IPPROTO_FRAGMENT {
+        let Some(fragment) = header::<FragmentHdr>(ctx, l3 + size_of::<Ipv6Hdr>()) else {
+            return false;
+        };
+        protocol = fragment.next_header_reserved[0];
+        if fragment.fragment & IPV6_FRAGMENT.to_be() == 0 || !is_ipsec(protocol) {
+            return false;
+        }
+    } else {
+        spi_of = spi(ctx, l3 + size_of::<Ipv6Hdr>(), protocol, octets);
+        if spi_of == NO_SPI {
+            return false;
+        }
+    }
     let [a, b, c, d, e, f, g, h] = ip.destination;
     let destination = [quad([a, b, c, d]), quad([e, f, g, h])];
-    is_in_map(destination, spi(ctx, l3 + size_of::<Ipv6Hdr>(), protocol, octets), protocol, 6)
+    is_in_map(destination, spi_of, protocol, 6)
 }
 
-/// Whether packets with this SPI are steered; `protocol`: that of the packet.
+/// Whether a fragment with this protocol may be of an IPsec packet.
+#[inline(always)]
+fn is_ipsec(protocol: u8) -> bool {
+    protocol == IPPROTO_ESP || protocol == IPPROTO_AH
+}
+
+/// Whether packets with this SPI are steered; `protocol`: that of the packet. [`NO_SPI`]: it is a fragment.
 #[inline(always)]
 fn is_in_map(destination: [u64; 2], spi: Spi, protocol: u8, family: u8) -> bool {
-    if spi == NO_SPI {
-        return false;
-    }
     let protocol = if protocol == IPPROTO_AH { IPPROTO_AH } else { IPPROTO_ESP };
     let kind = u16::from_ne_bytes([protocol, family]);
     let key: SaWords = [destination[0], destination[1], quad([spi[0], spi[1], kind, 0])];
