@@ -42,6 +42,17 @@ pub enum Changed {
     All,
 }
 
+/// Which SAs have ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// This one was deleted.
+    Deleted(SaId),
+    /// This one has reached a hard limit.
+    Expired(SaId),
+    /// Perhaps all.
+    All,
+}
+
 /// The SAs that a notification of the groups SA, EXPIRE or MIGRATE concerns. `None`: it concerns none, but a policy. A
 /// malformed one may concern all.
 pub fn changed(message: &Message<'_>) -> Option<Changed> {
@@ -58,14 +69,18 @@ pub fn changed(message: &Message<'_>) -> Option<Changed> {
 }
 
 /// The SAs that a notification says to have ended. `None`: none, although [`changed`] may name some.
-pub fn ended(message: &Message<'_>) -> Option<Changed> {
-    let is_end = match message.kind {
-        XFRM_MSG_DELSA | XFRM_MSG_FLUSHSA => true,
+pub fn ended(message: &Message<'_>) -> Option<End> {
+    let is_expired = match message.kind {
+        XFRM_MSG_DELSA | XFRM_MSG_FLUSHSA => false,
         // A hard limit.
-        XFRM_MSG_EXPIRE => u8_at(message.payload, StateInfo::LEN) == Some(1),
-        _ => false,
+        XFRM_MSG_EXPIRE if u8_at(message.payload, StateInfo::LEN) == Some(1) => true,
+        _ => return None,
     };
-    is_end.then(|| changed(message)).flatten()
+    Some(match changed(message)? {
+        Changed::One(id) if is_expired => End::Expired(id),
+        Changed::One(id) => End::Deleted(id),
+        Changed::All => End::All,
+    })
 }
 
 /// Of a message that begins with a `struct xfrm_usersa_info`, in a header of `header_len` octets.

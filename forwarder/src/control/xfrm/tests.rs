@@ -3,7 +3,7 @@
 use netlink_sys::protocols::NETLINK_XFRM;
 
 use super::ae::{self, AeState, EXPIRE_LEN, KernelReplay, aevent};
-use super::changes::{Changed, XFRMNLGRP_EXPIRE, XFRMNLGRP_SA, changed};
+use super::changes::{Changed, End, XFRMNLGRP_EXPIRE, XFRMNLGRP_SA, changed, ended};
 use super::info::StateInfo;
 use super::listing::{AlgorithmKind, Extras};
 use super::state::{self, KernelState, SaId, parse};
@@ -359,6 +359,23 @@ fn notifications_concern_one_sa_or_all() {
     }
     for (kind, expected) in [(0x1c, Some(Changed::All)), (0x21, Some(Changed::All)), (0x13, None)] {
         assert_eq!(changed(&message(kind, &octets(&[0; 8], &[]))), expected);
+    }
+}
+
+#[test]
+fn an_end_is_a_deletion_or_a_hard_limit() {
+    let expire = |is_hard: u8| [info(), vec![is_hard, 0, 0, 0, 0, 0, 0, 0]].concat();
+    let cases = [
+        (0x10, info(), None),
+        (0x1a, info(), None),
+        (0x11, usersa_id(), Some(End::Deleted(id()))),
+        (0x18, expire(0), None),
+        (0x18, expire(1), Some(End::Expired(id()))),
+        (0x1c, vec![0; 8], Some(End::All)),
+        (0x21, vec![0; 8], None),
+    ];
+    for (kind, header, expected) in cases {
+        assert_eq!(ended(&message(kind, &octets(&header, &[]))), expected, "{kind:#x}");
     }
 }
 

@@ -114,6 +114,8 @@ pub(super) struct Followed {
     kernels_ended: Option<Instant>,
     /// Soft and hard limits that were reported.
     is_reported: [bool; 2],
+    /// The kernel has it no more.
+    is_deleted: bool,
 }
 
 /// Identifies what an SA is, without usage and sequence numbers: what has another fingerprint is another SA.
@@ -157,19 +159,26 @@ impl Followed {
             kernel_time: Duration::ZERO,
             kernels_ended: None,
             is_reported: [false; 2],
+            is_deleted: false,
         }
     }
 
-    /// Whether it is the SA with this fingerprint, does not become one for the other direction, and was not retired: one
-    /// that was deleted and added again may look the same.
+    /// Whether it is the SA with this fingerprint, does not become one for the other direction, and was not retired or
+    /// deleted: one that was deleted and added again may look the same.
     pub(super) fn is(&self, fingerprint: u64, is_local: bool) -> bool {
-        let has_ended = self.state().is_some_and(|state| state.km_state() == KmState::Dead);
+        let is_dead = self.state().is_some_and(|state| state.km_state() == KmState::Dead);
+        let has_ended = is_dead || self.is_deleted;
         self.fingerprint == fingerprint && self.is_local == is_local && !has_ended
     }
 
     /// Whether workers may use it.
     pub(super) fn is_workers(&self) -> bool {
         !matches!(self.kind, Kind::Kernels(..))
+    }
+
+    /// Whether workers send on it.
+    pub(super) fn is_outbound(&self) -> bool {
+        matches!(self.kind, Kind::Outbound(_))
     }
 
     fn state(&self) -> Option<&State> {
@@ -188,6 +197,15 @@ impl Followed {
         if let Kind::Outbound(state) = &self.kind {
             // Nobody uses what is left.
             let _unused = state.sequence().close();
+        }
+    }
+
+    /// The kernel has deleted it. Workers may still send on it until they have the one that replaces it, which they may
+    /// not have yet, although it was added before: otherwise the kernel would have their packets.
+    pub(super) fn delete(&mut self) {
+        self.is_deleted = true;
+        if !self.is_outbound() {
+            self.retire();
         }
     }
 
@@ -233,7 +251,7 @@ impl Followed {
 
     /// Whether [`look_after`](Self::look_after) has something to do.
     pub(super) fn needs_care(&self, now: Instant, tracked: Option<&Tracked>) -> bool {
-        let Some(state) = self.state() else { return false };
+        let Some(state) = self.state().filter(|_| !self.is_deleted) else { return false };
         let usage = state.usage();
         let is_late = now.saturating_duration_since(self.written_at) >= WRITE_BACK;
         let is_asked = match &self.kind {

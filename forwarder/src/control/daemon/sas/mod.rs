@@ -40,7 +40,7 @@ use crate::control::netlink::query::{NlSock, is_interrupted};
 use crate::control::process::privilege;
 use crate::control::process::threads::join_until;
 use crate::control::xfrm::changes::{
-    Changed, XFRMNLGRP_EXPIRE, XFRMNLGRP_MIGRATE, XFRMNLGRP_SA, changed, ended,
+    End, XFRMNLGRP_EXPIRE, XFRMNLGRP_MIGRATE, XFRMNLGRP_SA, changed, ended,
 };
 use crate::control::xfrm::state::{self, SaId};
 use crate::ipsec::{Order, Sad, StateConfig, UdpPorts};
@@ -69,6 +69,9 @@ const SAS_PER_TICK: usize = 4096;
 const ASKED_PER_TICK: usize = 128;
 /// Failed requests in a row, after which everything is begun anew.
 const ERRORS_MAX: u32 = 16;
+/// How long workers may send on an SA that the kernel has deleted, until they have the SAs that were read after that: an
+/// IKE daemon deletes an SA as soon as there is the one that replaces it.
+const REPLACED: Duration = Duration::from_millis(100);
 /// Datagrams of notifications that are read at once.
 const DATAGRAMS_MAX: usize = 256;
 /// With more SAs than this the kernel has all of them: see [`followed`] for the work that each is.
@@ -247,6 +250,18 @@ fn follow(shared: &Shared, notify: &dyn Fn()) {
     }
 }
 
+/// SAs for sending that the kernel has deleted, and until when workers may use them.
+#[derive(Default)]
+struct Replaced(Vec<(Instant, SaId, Followed)>);
+
+impl Replaced {
+    /// Retires some, chosen by the end of their time and by which they are.
+    fn retire(&mut self, is_over: impl Fn(Instant, SaId) -> bool) {
+        let over = self.0.extract_if(.., |(until, id, _)| is_over(*until, *id));
+        over.for_each(|(_, _, sa)| sa.retire());
+    }
+}
+
 /// The SAs of the kernel.
 struct Follower<'a> {
     shared: &'a Shared,
@@ -260,6 +275,8 @@ struct Follower<'a> {
     order: Vec<SaId>,
     /// Where the next tick continues in `order`.
     cursor: usize,
+    /// Which workers use until they have the others.
+    replaced: Replaced,
     /// Something has changed since they were read.
     is_stale: bool,
     /// Changes by the control thread that have been taken into account.
@@ -288,6 +305,7 @@ impl<'a> Follower<'a> {
             sas: HashMap::new(),
             order: Vec::new(),
             cursor: 0,
+            replaced: Replaced::default(),
             is_stale: true,
             changes: 0,
             read_again_at: Instant::now(),
@@ -343,10 +361,17 @@ impl<'a> Follower<'a> {
                     for message in messages.by_ref() {
                         self.is_stale |= changed(&message).is_some();
                         match ended(&message) {
-                            Some(Changed::One(id)) => {
-                                self.sas.get(&id).into_iter().for_each(Followed::retire);
+                            Some(End::Deleted(id)) => {
+                                self.sas.get_mut(&id).into_iter().for_each(Followed::delete);
                             }
-                            Some(Changed::All) => self.sas.values().for_each(Followed::retire),
+                            Some(End::Expired(id)) => {
+                                self.sas.get(&id).into_iter().for_each(Followed::retire);
+                                self.replaced.retire(|_, replaced| replaced == id);
+                            }
+                            Some(End::All) => {
+                                self.sas.values().for_each(Followed::retire);
+                                self.replaced.retire(|_, _| true);
+                            }
                             None => {}
                         }
                     }
@@ -414,6 +439,8 @@ impl<'a> Follower<'a> {
                         }
                     }
                     is_changed = true;
+                    // One that was deleted and added again, perhaps with the same keys and numbers.
+                    self.replaced.retire(|_, replaced| replaced == id);
                     let mut sa = Followed::new(kernel, fingerprint, is_local);
                     match sa.take_over(&id, &mut self.requests, tracked.as_deref()) {
                         Ok(exists) => self.is_stale |= !exists,
@@ -427,11 +454,19 @@ impl<'a> Follower<'a> {
             self.sas.insert(id, sa);
         }
         is_changed |= !old.is_empty();
-        old.values().for_each(Followed::retire);
+        let until = Instant::now() + REPLACED;
         for (id, mut sa) in old {
+            if is_enabled && sa.is_outbound() {
+                self.replaced.0.push((until, id, sa));
+                continue;
+            }
+            sa.retire();
             sa.settle();
             // Most do not exist any more; others the kernel has now.
             let _ = sa.write_back(&id, &mut self.requests);
+        }
+        if !is_enabled {
+            self.replaced.retire(|_, _| true);
         }
         self.read_again_at = Instant::now() + from.elapsed() * READ_REST;
         if let Some(error) = failed {
@@ -482,6 +517,7 @@ impl<'a> Follower<'a> {
     /// Looks after some SAs: sequence numbers, replay windows, usage.
     fn tick(&mut self) -> io::Result<()> {
         let now = Instant::now();
+        self.replaced.retire(|until, _| until <= now);
         let tracked = self.shared.tracked.load_full();
         let tracked = tracked.as_deref();
         let count = self.order.len().min(SAS_PER_TICK);
@@ -500,7 +536,7 @@ impl<'a> Follower<'a> {
                 match sa.look_after(&id, &mut self.requests, now, tracked) {
                     Ok(true) => self.errors = 0,
                     Ok(false) => {
-                        sa.retire();
+                        sa.delete();
                         self.is_stale = true;
                     }
                     Err(error) => self.bear(error)?,
@@ -515,6 +551,7 @@ impl<'a> Follower<'a> {
         self.shared.valid_ns.store(0, Relaxed);
         self.shared.report.store(Arc::default());
         (self.notify)();
+        self.replaced.retire(|_, _| true);
         self.sas.values().for_each(Followed::retire);
         for (id, mut sa) in self.sas.drain() {
             sa.settle();
