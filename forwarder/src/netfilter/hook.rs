@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::conntrack::{
-    Ct, Direction, FlowTable, FoundFlow, flow_key_of, has_source, nf_conntrack_in, nf_nat_packet,
+    Ct, FlowTable, FoundFlow, flow_key_of, may_be_masqueraded, nf_conntrack_in, nf_nat_packet,
 };
 use super::decision::{Basis, Decision, Learner, Learnt};
 use super::hook_states::HookStates;
@@ -286,9 +286,6 @@ impl std::fmt::Debug for Hooks {
     }
 }
 
-/// LOOPBACK_IFINDEX.
-const LOOPBACK_IFINDEX: u32 = 1;
-
 /// Position of a family in [`Hooks::chains`].
 #[inline]
 fn family_index(pf: Family) -> usize {
@@ -559,26 +556,16 @@ impl Hooks {
         }
     }
 
-    /// Whether the kernel would end the connection of a packet that IPsec has protected (`nf_nat_oif_changed`): it may be
-    /// masqueraded to its own source, which leaves no trace in its entry, by an interface that it no longer leaves by. A
-    /// source of the loopback interface would have become another one.
-    #[inline]
-    fn may_be_masqueraded(&self, at: &HookState<'_>, own: &HookStates, tables: &Tables) -> bool {
-        let is_concerned = at.hook == Hook::LocalOut && self.is_translated(at.pf);
-        let Ct::Established(info) = own.ct else { return false };
-        let Some(key) =
-            self.flows.as_ref().filter(|_| is_concerned).and_then(|flows| flows.key(info))
-        else {
-            return false;
-        };
-        let lo = tables.links.ifindex(LOOPBACK_IFINDEX);
-        info.direction == Direction::Original
-            && ![at.oif, lo].into_iter().flatten().any(|link| has_source(link, &key))
-    }
-
-    /// Whether the kernel translates connections of a family.
-    fn is_translated(&self, pf: Family) -> bool {
-        self.nft.as_ref().is_some_and(|nft| nft.program().translates(pf))
+    /// Whether a packet that IPsec has protected may be of a connection that the kernel would end, see
+    /// [`may_be_masqueraded`].
+    fn may_end(&self, at: &HookState<'_>, own: &HookStates, tables: &Tables) -> bool {
+        let is_translated = self.nft.as_ref().is_some_and(|nft| nft.program().translates(at.pf));
+        match (own.ct, &self.flows) {
+            (Ct::Established(info), Some(flows)) if at.hook == Hook::LocalOut && is_translated => {
+                may_be_masqueraded(flows, info, at.oif, tables)
+            }
+            _ => false,
+        }
     }
 
     /// Runs the functions of a hook.
@@ -616,9 +603,7 @@ impl Hooks {
                         None => Verdict::Punt,
                     };
                     let verdict = match verdict {
-                        Verdict::Accept if self.may_be_masqueraded(at, own, ctx.tables) => {
-                            Verdict::Punt
-                        }
+                        Verdict::Accept if self.may_end(at, own, ctx.tables) => Verdict::Punt,
                         verdict => verdict,
                     };
                     if tracer.is_traced() {

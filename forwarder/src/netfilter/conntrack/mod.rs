@@ -25,7 +25,7 @@ pub use flow::{Carried, FoundFlow};
 pub(super) use nf_conntrack_in::{Plain, Segment};
 pub use nf_conntrack_in::{Tracked, flow_key_of, flow_key4, flow_key6, nf_conntrack_in};
 pub use nf_nat::{NatTarget, Rewrite4, Translated, nf_nat_packet};
-pub(super) use nf_nat::{has_source, nf_nat_both};
+pub(super) use nf_nat::{may_be_masqueraded, nf_nat_both};
 pub use table::{FlowDesc, FlowTable, FlowView, FlowWriter, SeqsElsewhere};
 pub use tuple::FlowKey;
 

@@ -1,13 +1,16 @@
 //! NAT of carried packets (net/netfilter/nf_nat_core.c and nf_nat_proto.c). The kernel chose addresses and ports
 //! when the connection was opened; packets are translated as its two tuples say.
 
+use super::table::FlowTable;
 use super::tuple::{FlowKey, IPPROTO_TCP, IPPROTO_UDP};
 use super::{CtInfo, Direction, IPS_DST_NAT, IPS_SRC_NAT};
 use crate::netfilter::hook::{Hook, HookState};
 use crate::skb::{IpSummed, SkBuff};
-use crate::tables::Link;
+use crate::tables::{Link, Tables};
 use crate::wire::checksum::{fold_u64, replace, replace_partial};
 
+/// LOOPBACK_IFINDEX.
+const LOOPBACK_IFINDEX: u32 = 1;
 /// Length of an IPv4 header without options, octets.
 const IPV4_HLEN: usize = 20;
 /// Offset of the addresses in an IPv4 header, and of its checksum, octets.
@@ -193,7 +196,7 @@ impl Rewrite4 {
 
 /// Whether the source of packets is an address of the interface.
 #[inline]
-pub(in crate::netfilter) fn has_source(oif: &Link, key: &FlowKey) -> bool {
+fn has_source(oif: &Link, key: &FlowKey) -> bool {
     match key.is_ipv4() {
         true => {
             let [source, _] = key.addresses4();
@@ -204,6 +207,20 @@ pub(in crate::netfilter) fn has_source(oif: &Link, key: &FlowKey) -> bool {
             oif.addrs6.iter().any(|(address, _)| address.octets() == source)
         }
     }
+}
+
+/// Whether the kernel may end the connection of a packet of the router that leaves by an interface
+/// (`nf_nat_oif_changed`): it may be masqueraded to its own source, which leaves no trace in its entry, by another
+/// interface. A source of the loopback interface would have become another one.
+pub(in crate::netfilter) fn may_be_masqueraded(
+    flows: &FlowTable,
+    info: CtInfo,
+    oif: Option<&Link>,
+    tables: &Tables,
+) -> bool {
+    let lo = tables.links.ifindex(LOOPBACK_IFINDEX);
+    let is_of = |key: &FlowKey| [oif, lo].into_iter().flatten().any(|link| has_source(link, key));
+    info.direction == Direction::Original && !flows.key(info).is_some_and(|key| is_of(&key))
 }
 
 /// `enum nf_nat_manip_type`.
