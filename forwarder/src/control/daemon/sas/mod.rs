@@ -71,7 +71,7 @@ const ASKED_PER_TICK: usize = 128;
 const ERRORS_MAX: u32 = 16;
 /// How long workers may send on an SA that the kernel has deleted, until they have the SAs that were read after that: an
 /// IKE daemon deletes an SA as soon as there is the one that replaces it.
-const REPLACED: Duration = Duration::from_millis(100);
+const REPLACED: Duration = Duration::from_secs(1);
 /// Datagrams of notifications that are read at once.
 const DATAGRAMS_MAX: usize = 256;
 /// With more SAs than this the kernel has all of them: see [`followed`] for the work that each is.
