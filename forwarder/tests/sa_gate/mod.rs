@@ -302,7 +302,7 @@ fn root_fragments_with_a_key_for_them_arrive_at_the_socket() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_while_connections_are_tracked_packets_of_sas_are_passed() {
+fn root_packets_of_sas_are_steered_also_while_connections_are_tracked() {
     in_namespace(|| {
         let mut test = Fixture::new(AttachMode::Native);
         set_locals(&mut test.steering);
@@ -311,15 +311,15 @@ fn root_while_connections_are_tracked_packets_of_sas_are_passed() {
             assert_eq!(test.steering.set_ipsec_sas(keys).expect("set"), 0);
             for (protocol, _, payload) in kinds(SPI) {
                 let packet = frame(own, protocol, &payload);
-                let is_ipv6 = own.contains(':');
-                for families in [[true; 2], [!is_ipv6, is_ipv6]] {
+                let of_another = kinds(SPI + 1).into_iter().find(|kind| kind.0 == protocol);
+                let (_, _, payload) = of_another.expect("this kind");
+                let of_another = frame(own, protocol, &payload);
+                for families in [[true; 2], [true, false], [false, true]] {
                     test.steering.set_tracking(families).expect("set");
-                    test.assert_reason(&packet, Reason::PassLocal);
+                    test.assert_reason(&packet, Reason::SteerIpsec);
+                    test.assert_received(&packet);
+                    test.assert_reason(&of_another, Reason::PassLocal);
                 }
-                // Only the packet's family counts.
-                test.steering.set_tracking([is_ipv6, !is_ipv6]).expect("set");
-                test.assert_reason(&packet, Reason::SteerIpsec);
-                test.assert_received(&packet);
                 test.steering.set_tracking([false; 2]).expect("set");
             }
         }
@@ -347,7 +347,8 @@ fn root_sas_are_looked_up_only_if_the_settings_say_that_there_are_some() {
                     for (flags, reason) in [
                         (0, Reason::PassLocal),
                         (SharedSettings::IPSEC_SAS, Reason::PassNoSocket),
-                        (SharedSettings::IPSEC_SAS | tracked, Reason::PassLocal),
+                        (tracked, Reason::PassLocal),
+                        (SharedSettings::IPSEC_SAS | tracked, Reason::PassNoSocket),
                     ] {
                         program.set_flags(port, flags);
                         let ran = program.run(&packet);

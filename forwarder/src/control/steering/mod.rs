@@ -163,8 +163,8 @@ impl Steering {
 
     /// Sets the SAs whose packets to the router itself are steered, of all ports: the whole set; none at start. Those
     /// that are gone are removed before new ones are added, and only changes are written. Returns how many found no
-    /// place ([`xdp_prog::IPSEC_SAS_MAX`]): their packets stay with the kernel, as do those of all SAs while connections
-    /// are tracked. Frames that were steered before may still be in the RX rings.
+    /// place ([`xdp_prog::IPSEC_SAS_MAX`]): their packets stay with the kernel. Frames that were steered before may still be
+    /// in the RX rings.
     ///
     /// # Errors
     /// The same as for [`Steering::set_local4`].

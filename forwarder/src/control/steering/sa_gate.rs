@@ -1,7 +1,7 @@
 //! The security associations (SAs) whose packets to the router itself are steered.
 //!
-//! The map is shared by all ports. `xdp-prog` has the rules: packets of other SAs stay with the kernel. Which SAs userspace
-//! opens is decided elsewhere.
+//! The map is shared by all ports. `xdp-prog` has the rules: packets of other SAs stay with the kernel, and fragments
+//! without a key for them. Which SAs userspace opens is decided elsewhere.
 
 use std::collections::BTreeSet;
 
