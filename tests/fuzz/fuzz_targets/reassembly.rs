@@ -88,7 +88,7 @@ fn fragment(is_ipv6: bool, [words, flags, len, start]: [u8; 4]) -> Vec<u8> {
     packet
 }
 
-/// The first octet selects the family; then four for each fragment. All of them are also read as they are.
+// The first octet selects the family; then four for each fragment. All of them are also read as they are.
 fuzz_target!(|octets: &[u8]| {
     if let Some(read) = Fragment::of_packet(octets) {
         assert_eq!(read.payload(octets).map(<[u8]>::len), Some(read.len));
