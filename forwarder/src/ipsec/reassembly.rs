@@ -4,8 +4,8 @@
 //! Not included: fragments behind IPv4 options or behind IPv6 extension headers other than the Fragment header, and UDP.
 //! Where fragments are kept and for how long is decided elsewhere.
 //!
-//! As the kernel since 4.19 and RFC 5722: parts that overlap make no packet; a part that brings nothing new is ignored
-//! (`inet_frag_queue_insert`).
+//! As the kernel since 4.19 and RFC 5722: parts that overlap make no packet; one that is within another one is ignored
+//! (`inet_frag_queue_insert`, which ignores also one within several that arrived in order).
 
 use std::net::IpAddr;
 
@@ -56,6 +56,8 @@ pub struct Fragment {
     pub more: bool,
     /// Its ECN field.
     pub ecn: u8,
+    /// Whether it must not be fragmented (IPv4).
+    dont_frag: bool,
     /// Where its payload starts in the fragment itself, octets.
     header_len: usize,
     /// Length of the whole packet's header, octets.
@@ -92,6 +94,7 @@ impl Fragment {
             len: total_len.checked_sub(ipv4::HEADER_LEN_MIN)?,
             more: ip.more_frags(),
             ecn: ip.ecn(),
+            dont_frag: ip.dont_frag(),
             header_len: ipv4::HEADER_LEN_MIN,
             whole_header_len: ipv4::HEADER_LEN_MIN,
         })
@@ -109,6 +112,14 @@ impl Fragment {
         if header.frag_offset() == 0 && !header.more_frags() {
             return None;
         }
+        let payload = stated.get(HEADERS_LEN..)?;
+        let lacks_upper_layer = header.next_header() == Protocol::AH
+            && !payload.get(1).is_some_and(|len| payload.len() > (usize::from(*len) + 2) * 4);
+        if header.frag_offset() == 0 && lacks_upper_layer {
+            // The kernel answers (`ipv6frag_thdr_truncated`): it takes AH for one of the headers that the first
+            // fragment has whole.
+            return None;
+        }
         let (src, dst) = (ip.src_addr().into(), ip.dst_addr().into());
         let key = FragmentKey { src, dst, ident: header.ident(), protocol: header.next_header() };
         Some(Fragment {
@@ -117,6 +128,7 @@ impl Fragment {
             len: stated.len().checked_sub(HEADERS_LEN)?,
             more: header.more_frags(),
             ecn: ip.ecn(),
+            dont_frag: false,
             header_len: HEADERS_LEN,
             whole_header_len: ipv6::HEADER_LEN,
         })
@@ -150,7 +162,7 @@ pub enum Added {
     Part,
     /// It is the part that was missing.
     Complete,
-    /// All its octets are there already.
+    /// Its octets are within another one.
     Duplicate,
     /// Some of its octets are there already.
     Overlap,
@@ -169,6 +181,9 @@ pub struct Parts {
     end: Option<usize>,
     /// The ECN fields, a bit each.
     ecn: u8,
+    /// Length of the longest, and of the longest that must not be fragmented, octets.
+    longest: usize,
+    longest_dont_frag: usize,
 }
 
 impl Parts {
@@ -198,7 +213,9 @@ impl Parts {
         let common = |part: &(usize, usize)| end.min(part.1).saturating_sub(start.max(part.0));
         match so_far.iter().map(common).sum::<usize>() {
             0 => {}
-            all if all == fragment.len => return Added::Duplicate,
+            _ if so_far.iter().any(|part| part.0 <= start && end <= part.1) => {
+                return Added::Duplicate;
+            }
             _ => return Added::Overlap,
         }
         let ecn = self.ecn | 1 << fragment.ecn;
@@ -213,6 +230,10 @@ impl Parts {
         let Some(place) = self.of.get_mut(self.count) else { return Added::Odd };
         *place = (start, end);
         (self.count, self.end, self.ecn) = (self.count + 1, of_packet, ecn);
+        self.longest = self.longest.max(fragment.len);
+        if fragment.dont_frag {
+            self.longest_dont_frag = self.longest_dont_frag.max(fragment.len);
+        }
         if is_complete { Added::Complete } else { Added::Part }
     }
 
@@ -260,7 +281,7 @@ impl Parts {
             Some(4) => {
                 let mut ip = Ipv4Packet::new_unchecked(header);
                 ip.set_total_len(whole_len as u16);
-                ip.set_frag(false, false, 0);
+                ip.set_frag(self.longest_dont_frag == self.longest, false, 0);
                 let tos = ip.tos() & !ECN_CE | ecn;
                 ip.set_tos(tos);
                 ip.fill_checksum();

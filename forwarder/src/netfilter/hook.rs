@@ -442,13 +442,15 @@ impl Hooks {
         !self.have_registered && !self.have_device_chains()
     }
 
-    /// Whether the functions at PRE_ROUTING, if there are any, see reassembled packets: connections are tracked, and
-    /// all of them run after `nf_defrag` then.
+    /// Whether the functions that packets to the router pass, if there are any, see reassembled ones: connections are
+    /// tracked, and all functions run after `nf_defrag` then. Otherwise the kernel reassembles IPv4 before LOCAL_IN, and
+    /// IPv6 after it.
     #[inline]
     pub fn see_reassembled(&self, pf: Family) -> bool {
         let before = &self.chains[family_index(pf)][Hook::PreRouting as usize];
         let is_tracked = || self.nft.as_ref().is_some_and(|nft| nft.program().tracks(pf));
-        before.is_empty()
+        let has_others = pf == Family::Ip6 && !self.is_empty_at(pf, Hook::LocalIn);
+        before.is_empty() && !has_others
             || is_tracked()
                 && before.iter().all(|entry| entry.priority > priority::CONNTRACK_DEFRAG)
     }

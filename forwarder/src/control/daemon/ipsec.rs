@@ -35,8 +35,8 @@ impl Supervisor {
                 .context("cannot start the thread fr-xfrm")?;
             self.sas = Some(sas);
         }
-        if let Some(sas) = &self.sas {
-            sas.set_tracked(self.tracked());
+        if self.sas.as_ref().is_some_and(|sas| sas.set_tracked(self.tracked())) {
+            self.steer_sas()?;
         }
         let is_news = self.sas.as_mut().is_some_and(|sas| sas.set_enabled(is_enabled));
         if is_news {

@@ -138,8 +138,9 @@ fn duplicates_are_ignored_and_overlaps_are_found() {
         assert_eq!(add(&mut parts, &of(0, true, 16)), Added::Part);
         assert_eq!(add(&mut parts, &of(0, true, 16)), Added::Duplicate);
         assert_eq!(add(&mut parts, &of(16, true, 16)), Added::Part);
-        // Nothing new, although no fragment before had the same octets.
-        assert_eq!(add(&mut parts, &of(8, true, 16)), Added::Duplicate);
+        assert_eq!(add(&mut parts, &of(8, true, 8)), Added::Duplicate);
+        // Nothing new, but not within one fragment.
+        assert_eq!(add(&mut parts, &of(8, true, 16)), Added::Overlap);
         assert_eq!(add(&mut parts, &of(24, true, 16)), Added::Overlap);
         assert_eq!(add(&mut parts, &of(48, false, 3)), Added::Part);
         assert_eq!(add(&mut parts, &of(32, true, 24)), Added::Odd, "beyond the end");
@@ -205,6 +206,43 @@ fn congestion_that_one_fragment_met_is_that_of_the_packet() {
 }
 
 #[test]
+fn a_packet_must_not_be_fragmented_if_its_longest_fragment_must_not() {
+    let df = |mut packet: Vec<u8>| {
+        packet[6] |= 0x40;
+        Ipv4Packet::new_unchecked(&mut packet[..]).fill_checksum();
+        packet
+    };
+    let of = |offset, more, len| fragment(Family::Ipv4, offset, more, &octets(0, len));
+    for (packets, expected) in [
+        ([of(0, true, 16), of(16, false, 8)], false),
+        ([df(of(0, true, 16)), of(16, false, 8)], true),
+        ([of(0, true, 16), df(of(16, false, 8))], false),
+        ([df(of(0, true, 16)), df(of(16, false, 8))], true),
+    ] {
+        let mut parts = Parts::default();
+        packets.iter().for_each(|packet| _ = add(&mut parts, packet));
+        let mut whole = [0; 64];
+        let len = parts.assemble(packets.iter().map(|packet| &packet[..]), &mut whole);
+        let ip = Ipv4Packet::new_unchecked(&whole[..len.expect("a packet")]);
+        assert_eq!((ip.dont_frag(), ip.is_fragment()), (expected, false));
+        assert!(checksum::verify(ip.header()));
+    }
+}
+
+#[test]
+fn the_first_fragment_of_ah_over_ipv6_has_what_is_behind_its_header() {
+    // An AH header of 24 octets.
+    let of = |len: usize| {
+        let mut payload = octets(0, len);
+        payload[1] = 4;
+        let mut packet = fragment(Family::Ipv6, 0, true, &payload);
+        packet[40] = Protocol::AH.0;
+        Fragment::of_packet(&packet).is_some()
+    };
+    assert_eq!([8, 16, 24, 32].map(of), [false, false, false, true]);
+}
+
+#[test]
 fn without_room_or_without_a_part_there_is_no_packet() {
     let packets = cut(Family::Ipv4, &octets(0, 24), 8);
     let mut parts = Parts::default();
@@ -242,7 +280,7 @@ fn fragments_of_an_sa_are_known_by_addresses_and_protocol() {
 struct Model {
     octets: Vec<Option<u8>>,
     end: Option<usize>,
-    count: usize,
+    fragments: Vec<(usize, usize)>,
 }
 
 impl Model {
@@ -257,15 +295,18 @@ impl Model {
         self.octets.resize(self.octets.len().max(end), None);
         let known = self.octets[offset..end].iter().flatten().count();
         if known > 0 {
-            return if known == payload.len() { Added::Duplicate } else { Added::Overlap };
+            let is_within =
+                |(from, to): &(usize, usize)| (offset..end).all(|at| (*from..*to).contains(&at));
+            let is_duplicate = self.fragments.iter().any(is_within);
+            return if is_duplicate { Added::Duplicate } else { Added::Overlap };
         }
-        if self.count == FRAGMENTS_MAX {
+        if self.fragments.len() == FRAGMENTS_MAX {
             return Added::Odd;
         }
         for (place, octet) in self.octets[offset..end].iter_mut().zip(payload) {
             *place = Some(*octet);
         }
-        self.count += 1;
+        self.fragments.push((offset, end));
         if !more {
             self.end = Some(end);
         }

@@ -78,13 +78,22 @@ impl Follower<'_> {
             carried.get(*number as usize).copied().flatten().is_some_and(|it| !it.is_gated)
         };
         self.ungated.retain(is_ungated);
+        // A number may have been used again.
+        self.ungated.sort_unstable();
+        self.ungated.dedup();
         let due = |number: u32| {
             let desc = self.writer.get(number)?;
             let is_due = desc.expires_ns < now_ns + REFRESHED_NS;
             is_due.then(|| (number, tuple_of(&desc.keys[0])))
         };
+        let from = self.ungated.partition_point(|number| *number < self.refreshed_from);
+        let rest = self.ungated.get(from..).unwrap_or(&[]);
         let due: Vec<(u32, Tuple)> =
-            self.ungated.iter().filter_map(|number| due(*number)).take(BATCH).collect();
+            rest.iter().filter_map(|number| due(*number)).take(BATCH).collect();
+        self.refreshed_from = match due.last() {
+            Some((last, _)) if due.len() == BATCH => last + 1,
+            _ => 0,
+        };
         // Changes that change nothing: the kernel answers with the entries.
         let nothing =
             |(_, tuple): &(u32, Tuple)| Change { is_liberal: None, ..liberal(*tuple, None) };
@@ -97,8 +106,9 @@ impl Follower<'_> {
                     let expires_ns = now_ns + u64::from(timeout_s) * NS_PER_S;
                     self.writer.set_expires_ns(number, expires_ns);
                 }
-                // The kernel does not tell.
+                // The kernel does not tell, or not now.
                 Ok(None) => {}
+                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {}
                 _ => self.drop_number(number),
             }
         }

@@ -244,6 +244,8 @@ struct Follower<'a> {
     shortened: Vec<u32>,
     /// Flows without `is_gated`, by number.
     ungated: Vec<u32>,
+    /// Those from this number on are refreshed next.
+    refreshed_from: u32,
     /// Connections that workers left to the kernel: until the ruleset changes.
     refused: HashMap<Tuple, Refused>,
     /// Those that are to be tried again.
@@ -302,6 +304,7 @@ impl<'a> Follower<'a> {
             renewals: 0,
             shortened: Vec::new(),
             ungated: Vec::new(),
+            refreshed_from: 0,
             refused: HashMap::new(),
             retried: Vec::new(),
             reading: None,

@@ -114,8 +114,8 @@ pub(super) struct Followed {
     kernels_ended: Option<Instant>,
     /// Soft and hard limits that were reported.
     is_reported: [bool; 2],
-    /// The kernel has it no more.
-    is_deleted: bool,
+    /// Since when the kernel has it no more.
+    deleted_at: Option<Instant>,
 }
 
 /// Identifies what an SA is, without usage and sequence numbers: what has another fingerprint is another SA.
@@ -159,16 +159,25 @@ impl Followed {
             kernel_time: Duration::ZERO,
             kernels_ended: None,
             is_reported: [false; 2],
-            is_deleted: false,
+            deleted_at: None,
         }
     }
 
     /// Whether it is the SA with this fingerprint, does not become one for the other direction, and was not retired or
     /// deleted: one that was deleted and added again may look the same.
     pub(super) fn is(&self, fingerprint: u64, is_local: bool) -> bool {
+        self.fingerprint == fingerprint && self.is_local == is_local && !self.has_ended()
+    }
+
+    fn has_ended(&self) -> bool {
         let is_dead = self.state().is_some_and(|state| state.km_state() == KmState::Dead);
-        let has_ended = is_dead || self.is_deleted;
-        self.fingerprint == fingerprint && self.is_local == is_local && !has_ended
+        is_dead || self.deleted_at.is_some()
+    }
+
+    /// Whether an SA of the kernel with the same id is this one, perhaps changed: not one that was added after it ended.
+    pub(super) fn lives_on_in(&self, kernel: &KernelState) -> bool {
+        let add_time_s = self.state().map(|state| state.config().usage.add_time_s);
+        !self.has_ended() && add_time_s.is_none_or(|time| time == kernel.config.usage.add_time_s)
     }
 
     /// Whether workers may use it.
@@ -203,10 +212,15 @@ impl Followed {
     /// The kernel has deleted it. Workers may still send on it until they have the one that replaces it, which they may
     /// not have yet, although it was added before: otherwise the kernel would have their packets.
     pub(super) fn delete(&mut self) {
-        self.is_deleted = true;
+        self.deleted_at.get_or_insert_with(Instant::now);
         if !self.is_outbound() {
             self.retire();
         }
+    }
+
+    /// Whether the kernel has deleted it this long ago, or longer.
+    pub(super) fn was_deleted(&self, now: Instant, ago: Duration) -> bool {
+        self.deleted_at.is_some_and(|at| now.saturating_duration_since(at) >= ago)
     }
 
     /// Takes over what the kernel has received on the same SA.
@@ -251,7 +265,7 @@ impl Followed {
 
     /// Whether [`look_after`](Self::look_after) has something to do.
     pub(super) fn needs_care(&self, now: Instant, tracked: Option<&Tracked>) -> bool {
-        let Some(state) = self.state().filter(|_| !self.is_deleted) else { return false };
+        let Some(state) = self.state().filter(|_| self.deleted_at.is_none()) else { return false };
         let usage = state.usage();
         let is_late = now.saturating_duration_since(self.written_at) >= WRITE_BACK;
         let is_asked = match &self.kind {
@@ -303,6 +317,7 @@ impl Followed {
             if !self.is_carried(tracked) {
                 // The kernel sends: what is left of the range is below its numbers then.
                 state.sequence().give_up();
+                state.sequence().take_up();
                 (self.reserved, self.range) = (None, 0);
             } else if state.sequence().is_left() {
                 self.leave_to_kernel(&state, now);

@@ -69,7 +69,7 @@ const SAS_PER_TICK: usize = 4096;
 const ASKED_PER_TICK: usize = 128;
 /// Failed requests in a row, after which everything is begun anew.
 const ERRORS_MAX: u32 = 16;
-/// How long workers may send on an SA that the kernel has deleted, until they have the SAs that were read after that: an
+/// How long after its deletion workers may send on an SA, if they do not have the SAs that were read after that before: an
 /// IKE daemon deletes an SA as soon as there is the one that replaces it.
 const REPLACED: Duration = Duration::from_secs(1);
 /// Datagrams of notifications that are read at once.
@@ -186,8 +186,8 @@ impl SaFollower {
         }
     }
 
-    /// Which connections workers carry from now on; `None`: none are tracked.
-    pub(super) fn set_tracked(&self, tracked: Option<Tracked>) {
+    /// Which connections workers carry from now on; `None`: none are tracked. Returns whether that is news.
+    pub(super) fn set_tracked(&self, tracked: Option<Tracked>) -> bool {
         let is_same = match (&*self.shared.tracked.load(), &tracked) {
             (Some(old), Some(new)) => old.is_same(new),
             (old, new) => old.is_none() && new.is_none(),
@@ -195,6 +195,7 @@ impl SaFollower {
         if !is_same {
             self.shared.tracked.store(tracked.map(Arc::new));
         }
+        !is_same
     }
 
     /// Has all SAs read again: the kernel may have received on them while the workers had to wait.
@@ -250,15 +251,15 @@ fn follow(shared: &Shared, notify: &dyn Fn()) {
     }
 }
 
-/// SAs for sending that the kernel has deleted, and until when workers may use them.
+/// SAs for sending that the kernel has deleted, and workers may still use.
 #[derive(Default)]
-struct Replaced(Vec<(Instant, SaId, Followed)>);
+struct Replaced(Vec<(SaId, Followed)>);
 
 impl Replaced {
-    /// Retires some, chosen by the end of their time and by which they are.
-    fn retire(&mut self, is_over: impl Fn(Instant, SaId) -> bool) {
-        let over = self.0.extract_if(.., |(until, id, _)| is_over(*until, *id));
-        over.for_each(|(_, _, sa)| sa.retire());
+    /// Retires some.
+    fn retire(&mut self, is_over: impl Fn(SaId, &Followed) -> bool) {
+        let over = self.0.extract_if(.., |(id, sa)| is_over(*id, sa));
+        over.for_each(|(_, sa)| sa.retire());
     }
 }
 
@@ -366,7 +367,7 @@ impl<'a> Follower<'a> {
                             }
                             Some(End::Expired(id)) => {
                                 self.sas.get(&id).into_iter().for_each(Followed::retire);
-                                self.replaced.retire(|_, replaced| replaced == id);
+                                self.replaced.retire(|replaced, _| replaced == id);
                             }
                             Some(End::All) => {
                                 self.sas.values().for_each(Followed::retire);
@@ -432,15 +433,19 @@ impl<'a> Follower<'a> {
                 }
                 known => {
                     if let Some(known) = known {
+                        let lives_on = known.lives_on_in(&kernel);
                         known.retire();
-                        // What the workers did with it is the kernel's, and that of its successor.
-                        if let Err(error) = known.hand_over(&mut kernel, &mut self.requests) {
+                        // What the workers did with it is the kernel's, and that of its successor. One that was added
+                        // after it ended has a window and counters of its own.
+                        if lives_on
+                            && let Err(error) = known.hand_over(&mut kernel, &mut self.requests)
+                        {
                             failed = self.bear(error).err().or(failed);
                         }
                     }
                     is_changed = true;
                     // One that was deleted and added again, perhaps with the same keys and numbers.
-                    self.replaced.retire(|_, replaced| replaced == id);
+                    self.replaced.retire(|replaced, _| replaced == id);
                     let mut sa = Followed::new(kernel, fingerprint, is_local);
                     match sa.take_over(&id, &mut self.requests, tracked.as_deref()) {
                         Ok(exists) => self.is_stale |= !exists,
@@ -454,10 +459,11 @@ impl<'a> Follower<'a> {
             self.sas.insert(id, sa);
         }
         is_changed |= !old.is_empty();
-        let until = Instant::now() + REPLACED;
         for (id, mut sa) in old {
             if is_enabled && sa.is_outbound() {
-                self.replaced.0.push((until, id, sa));
+                // Unless a notification has told it before.
+                sa.delete();
+                self.replaced.0.push((id, sa));
                 continue;
             }
             sa.retire();
@@ -517,7 +523,12 @@ impl<'a> Follower<'a> {
     /// Looks after some SAs: sequence numbers, replay windows, usage.
     fn tick(&mut self) -> io::Result<()> {
         let now = Instant::now();
-        self.replaced.retire(|until, _| until <= now);
+        self.replaced.retire(|_, sa| sa.was_deleted(now, REPLACED));
+        if self.is_stale {
+            // They have not been read since.
+            let late = self.sas.values().filter(|sa| sa.was_deleted(now, REPLACED));
+            late.for_each(Followed::retire);
+        }
         let tracked = self.shared.tracked.load_full();
         let tracked = tracked.as_deref();
         let count = self.order.len().min(SAS_PER_TICK);
