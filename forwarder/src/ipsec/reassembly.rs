@@ -114,7 +114,7 @@ impl Fragment {
         }
         let payload = stated.get(HEADERS_LEN..)?;
         let lacks_upper_layer = header.next_header() == Protocol::AH
-            && !payload.get(1).is_some_and(|len| payload.len() > (usize::from(*len) + 2) * 4);
+            && payload.get(1).is_none_or(|len| payload.len() <= (usize::from(*len) + 2) * 4);
         if header.frag_offset() == 0 && lacks_upper_layer {
             // The kernel answers (`ipv6frag_thdr_truncated`): it takes AH for one of the headers that the first
             // fragment has whole.
