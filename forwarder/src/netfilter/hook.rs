@@ -600,13 +600,12 @@ impl Hooks {
                             if !own.is_invalid && !is_left && !tracer.is_traced() {
                                 self.begin_to_learn(at.pf, tracked.of, own);
                             }
-                            if is_left { Verdict::Punt } else { Verdict::Accept }
+                            match is_left || self.may_end(at, own, ctx.tables) {
+                                true => Verdict::Punt,
+                                false => Verdict::Accept,
+                            }
                         }
                         None => Verdict::Punt,
-                    };
-                    let verdict = match verdict {
-                        Verdict::Accept if self.may_end(at, own, ctx.tables) => Verdict::Punt,
-                        verdict => verdict,
                     };
                     if tracer.is_traced() {
                         traced::conntrack(own.ct, verdict, tracer);

@@ -5,12 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::dst::Dst;
 use crate::fib::{FibInfo, FibResult, Flow, RouteType};
-use crate::tables::{Link, Tables};
+use crate::tables::{LOOPBACK_IFINDEX, Link, Tables};
 use crate::wire::ipv4::{ipv4_is_lbcast, ipv4_is_loopback, ipv4_is_multicast, ipv4_is_zeronet};
-
-/// ifindex of `lo` in every network namespace: the input interface of the router's own packets in
-/// lookups.
-pub(super) const LOOPBACK_IFINDEX: u32 = 1;
 
 /// `fib_result_prefsrc`: the source address of a route. 0: there is none.
 pub(super) fn fib_result_prefsrc(tables: &Tables, dst: &Dst<'_>) -> u32 {

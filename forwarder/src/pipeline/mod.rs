@@ -26,9 +26,9 @@
 //!
 //! The router's own packets are ICMP errors only; they enter at LOCAL_OUT. Packets for this host are punted before
 //! LOCAL_IN, which the kernel runs, but for IPsec packets: these pass PRE_ROUTING and LOCAL_IN, are opened
-//! ([`xfrm_input`]), and the packet inside begins anew; their fragments are put together before ([`ip_defrag`]). What IPsec protects becomes another packet after POST_ROUTING,
-//! which passes LOCAL_OUT and POST_ROUTING ([`xfrm_output`]). Not here: other reassembly, multicast routing, redirects (the
-//! kernel sends them), other tunnels.
+//! ([`xfrm_input`]), and the packet inside begins anew; their fragments are put together before ([`ip_defrag`]). What
+//! IPsec protects becomes another packet after POST_ROUTING, which passes LOCAL_OUT and POST_ROUTING ([`xfrm_output`]).
+//! Not here: other reassembly, multicast routing, redirects (the kernel sends them), other tunnels.
 //!
 //! Nothing here allocates, blocks, logs or reads a clock; the time is in [`Ctx`].
 

@@ -9,14 +9,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::burst_routes::BurstRoutes;
 use super::dst::{Dst, SourceValidation};
 use super::headers::Iphdr;
-use super::inet_addr::{LOOPBACK_IFINDEX, inet_addr_onlink};
+use super::inet_addr::inet_addr_onlink;
 use super::ip_error::{RouteError, ip_error};
 use super::{Ctx, Exit};
 use crate::fib::{FibInfo, FibResult, Flow, RouteType};
 use crate::hash_table::mix;
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
-use crate::tables::{Link, RpFilter};
+use crate::tables::{LOOPBACK_IFINDEX, Link, RpFilter};
 use crate::wire::ipv4::{ipv4_is_lbcast, ipv4_is_loopback, ipv4_is_multicast, ipv4_is_zeronet};
 use crate::wire::{FlowKey, Ipv4Packet};
 

@@ -6,13 +6,12 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::burst_routes::BurstRoutes;
 use super::dst::Dst;
 use super::headers::Ipv6hdr;
-use super::inet_addr::LOOPBACK_IFINDEX;
 use super::route::mix32;
 use super::{Ctx, Exit, IcmpError};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
-use crate::tables::{Link, Tables};
+use crate::tables::{LOOPBACK_IFINDEX, Link, Tables};
 use crate::wire::icmpv6::{Icmpv6Type, unreach};
 use crate::wire::ipv6::{
     MTU_MIN, Scope, ipv6_addr_any, ipv6_addr_is_linklocal, ipv6_addr_is_multicast,

@@ -8,7 +8,6 @@
 //! the hooks of a forwarded packet after that.
 
 use super::eth_input::is_l2_multicast;
-use super::inet_addr::LOOPBACK_IFINDEX;
 use super::ip6_input::unusable;
 use super::mode::Mode as PathMode;
 use super::nf_hook::{Devices, HooksRan, nf_hook};
@@ -21,14 +20,13 @@ use crate::netfilter::nft::xfrm::SaInfo;
 use crate::netfilter::{Family, Hook};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
-use crate::tables::{Link, RpFilter};
+use crate::tables::{LOOPBACK_IFINDEX, Link, RpFilter};
+use crate::wire::esp::UDP_PORT;
 use crate::wire::ethernet::{ADDRS_LEN, HEADER_LEN as LINK_LAYER_LEN};
 use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
 use crate::wire::ipv6::{self, Ipv6Packet, ipv6_addr_is_multicast};
 use crate::wire::{EtherType, Protocol, checksum, udp};
 
-/// The port of ESP in UDP, and of IKE (RFC 3948 §2).
-const UDP_PORT: u16 = 4500;
 /// First octet of an IPv4 header without options.
 const VERSION_4_NO_OPTIONS: u8 = 0x45;
 

@@ -24,6 +24,9 @@ pub use xfrm::{Wanted, XfrmLookup, XfrmPolicies, XfrmStates};
 
 use vlan::Tagged;
 
+/// ifindex of `lo` in every network namespace: the input interface of the router's own packets in lookups.
+pub const LOOPBACK_IFINDEX: u32 = 1;
+
 /// `rp_filter` of the kernel (RFC 3704).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RpFilter {

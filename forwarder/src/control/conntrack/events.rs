@@ -171,10 +171,10 @@ impl Events {
         Ok(Events { socket, skipped: 0 })
     }
 
-    /// From now on, leaves out events of changes that the socket `requests` has requested; of entries that are not
-    /// assured, except those of ESP and AH; and what the kernel itself does with a TCP connection in the states CLOSE_WAIT, LAST_ACK and TIME_WAIT,
-    /// which follow FIN_WAIT. The kernel drops them without waking anybody up. Optional: without it, there are only
-    /// more events.
+    /// From now on, leaves out events of changes that the socket `requests` has requested; of entries that are not assured,
+    /// except those of ESP and AH; and what the kernel itself does with a TCP connection in the states CLOSE_WAIT, LAST_ACK
+    /// and TIME_WAIT, which follow FIN_WAIT. The kernel drops them without waking anybody up. Optional: without it, there
+    /// are only more events.
     ///
     /// # Errors
     /// Errors of setsockopt(SO_ATTACH_FILTER).

@@ -9,6 +9,7 @@ use crate::control::conntrack::{
     IPS_UNTRACKED, TCP_CONNTRACK_ESTABLISHED, Tuple,
 };
 use crate::netfilter::conntrack::FlowKey;
+use crate::wire::esp::UDP_PORT;
 
 /// States in which an entry's packets are the kernel's.
 const NOT_CARRIED: u32 = IPS_SEQ_ADJUST
@@ -26,8 +27,6 @@ pub(super) const IPPROTO_TCP: u8 = 6;
 pub(super) const IPPROTO_UDP: u8 = 17;
 const IPPROTO_ESP: u8 = 50;
 const IPPROTO_AH: u8 = 51;
-/// The port of ESP in UDP (RFC 3948 §2).
-const UDP_PORT: u16 = 4500;
 
 /// The router's own addresses: sessions that begin or, after NAT, end at the router are not carried, unless they are of
 /// IPsec.

@@ -23,7 +23,7 @@ use crate::control::api::rules::Rules;
 use crate::control::api::server::{Answer, ControlHandler, Server};
 use crate::control::api::{Object, Request, Response, RouteGetRequest, ShowRequest, show};
 use crate::control::config::ipnet::IpNet;
-use crate::tables::Tables;
+use crate::tables::{LOOPBACK_IFINDEX, Tables};
 use crate::worker::slow_path::Wakeup;
 
 /// Maximum requests pending at the control thread, and so clients waiting for it: fewer than may connect,
@@ -40,8 +40,6 @@ const PAGE_TIME_MAX: Duration = Duration::from_millis(1);
 /// Addresses that `route get` looks up at a time: some 50 µs, during which no memory of the tables is
 /// reclaimed.
 const LOOKUPS: usize = 128;
-/// The loopback interface has this ifindex in every namespace.
-const LOOPBACK_IFINDEX: u32 = 1;
 
 /// A request to the control thread.
 pub(super) enum Ask {

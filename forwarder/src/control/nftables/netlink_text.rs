@@ -5,7 +5,7 @@ use crate::netfilter::nft::ruleset::{
     BitwiseOp, Checksum, CmpOp, CtKey, Expr, ExthdrOp, FibDev, FibKey, FibQuery, MetaKey,
     PayloadBase, Reg, RuleVerdict, SetPayload, TupleEnd,
 };
-use crate::netfilter::nft::xfrm::{XfrmDir, XfrmKey, XfrmQuery};
+use crate::netfilter::nft::xfrm::{XfrmKey, XfrmQuery};
 
 /// Names of libnftnl, by NFT_META_* number.
 const META: [&str; 35] = [
@@ -227,8 +227,7 @@ fn xfrm(query: XfrmQuery) -> String {
         XfrmKey::Reqid => "reqid",
         XfrmKey::Spi => "spi",
     };
-    let dir = if query.dir == XfrmDir::In { "in" } else { "out" };
-    format!("xfrm load {dir} {} {key}", query.spnum)
+    format!("xfrm load {} {} {key}", query.dir, query.spnum)
 }
 
 fn meta(key: MetaKey) -> String {

@@ -6,11 +6,9 @@ use super::tuple::{FlowKey, IPPROTO_TCP, IPPROTO_UDP};
 use super::{CtInfo, Direction, IPS_DST_NAT, IPS_SRC_NAT};
 use crate::netfilter::hook::{Hook, HookState};
 use crate::skb::{IpSummed, SkBuff};
-use crate::tables::{Link, Tables};
+use crate::tables::{LOOPBACK_IFINDEX, Link, Tables};
 use crate::wire::checksum::{fold_u64, replace, replace_partial};
 
-/// LOOPBACK_IFINDEX.
-const LOOPBACK_IFINDEX: u32 = 1;
 /// Length of an IPv4 header without options, octets.
 const IPV4_HLEN: usize = 20;
 /// Offset of the addresses in an IPv4 header, and of its checksum, octets.

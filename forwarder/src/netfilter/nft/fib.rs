@@ -8,12 +8,9 @@ use super::packet::Packet;
 use super::ruleset::{Family, FibDev, FibKey, FibQuery};
 use crate::fib::{FamilyFib, FibInfo, FibResult, Flow, Lpm6, PrefixMatch, RouteType};
 use crate::netfilter::Hook;
-use crate::tables::{Link, Tables};
+use crate::tables::{LOOPBACK_IFINDEX, Link, Tables};
 use crate::wire::ipv4::{ipv4_is_lbcast, ipv4_is_loopback, ipv4_is_multicast, ipv4_is_zeronet};
 use crate::wire::ipv6::{ipv6_addr_is_linklocal, ipv6_addr_is_multicast};
-
-/// LOOPBACK_IFINDEX: the input interface of the lookups.
-const LOOPBACK_IFINDEX: u32 = 1;
 
 /// RTN_*: types of addresses.
 const RTN_UNICAST: u32 = 1;

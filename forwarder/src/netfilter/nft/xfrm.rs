@@ -49,6 +49,25 @@ pub enum XfrmDir {
     Out,
 }
 
+impl XfrmDir {
+    fn sa_of(self, packet: &Packet<'_>) -> Option<SaInfo> {
+        match self {
+            XfrmDir::In => packet.received_by,
+            XfrmDir::Out => packet.sent_by,
+        }
+    }
+}
+
+/// As nft and iptables write it.
+impl fmt::Display for XfrmDir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            XfrmDir::In => "in",
+            XfrmDir::Out => "out",
+        })
+    }
+}
+
 /// Keys of `ipsec` and `rt`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XfrmKey {
@@ -94,10 +113,7 @@ impl XfrmQuery {
 
     /// `nft_xfrm_get_eval`, `nft_rt_get_eval`: writes the value to `to`, and returns its length in octets. `None`: break.
     pub(super) fn eval(self, packet: &Packet<'_>, to: &mut [u8; 16]) -> Option<usize> {
-        let sa = match self.dir {
-            XfrmDir::In => packet.received_by,
-            XfrmDir::Out => packet.sent_by,
-        };
+        let sa = self.dir.sa_of(packet);
         if self.key == XfrmKey::Present {
             // Until it is routed, it has no route.
             to[0] = sa.is_some().into();
@@ -135,7 +151,7 @@ impl fmt::Display for XfrmQuery {
             XfrmKey::Reqid => "reqid",
             XfrmKey::Spi => "spi",
         };
-        let dir = if self.dir == XfrmDir::In { "in" } else { "out" };
+        let dir = self.dir;
         match self.spnum {
             0 => write!(f, "ipsec {dir} {key}"),
             spnum => write!(f, "ipsec {dir} spnum {spnum} {key}"),
@@ -187,10 +203,7 @@ pub struct AddressMatch {
 impl PolicyMatch {
     /// `policy_mt`. `is_ipv4`: of a table of IPv4, by which addresses are compared.
     pub(super) fn eval(&self, packet: &Packet<'_>, is_ipv4: bool) -> Flow {
-        let sa = match self.dir {
-            XfrmDir::In => packet.received_by,
-            XfrmDir::Out => packet.sent_by,
-        };
+        let sa = self.dir.sa_of(packet);
         let matches = match sa {
             None => self.is_none,
             Some(_) if self.is_none || (self.is_strict && self.elems.len() != 1) => false,
@@ -235,7 +248,7 @@ impl AddressMatch {
 /// As iptables writes it, but for addresses, which are octets.
 impl fmt::Display for PolicyMatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let dir = if self.dir == XfrmDir::In { "in" } else { "out" };
+        let dir = self.dir;
         let pol = if self.is_none { "none" } else { "ipsec" };
         write!(f, "xt match policy dir {dir} pol {pol}")?;
         if self.is_strict {

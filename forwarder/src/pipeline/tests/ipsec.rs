@@ -371,7 +371,7 @@ fn outer_packets_wait_for_the_neighbour() {
 }
 
 #[derive(Debug)]
-struct Accept;
+pub(super) struct Accept;
 
 impl NfHook for Accept {
     type State = ();

@@ -2,10 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::ipsec::{FAMILIES, Gateway, after_hop6, back4, back6, gateway, gateway_of, net};
+use super::ipsec::{Accept, FAMILIES, Gateway, after_hop6, back4, back6, gateway, gateway_of, net};
 use super::*;
 use crate::ipsec::Family as IpFamily;
-use crate::netfilter::{HookCtx, HookState, NfHook, Verdict, priority};
+use crate::netfilter::priority;
 use crate::wire::Ipv6Packet;
 use crate::wire::ipv6_ext::FragmentHeader;
 
@@ -398,19 +398,6 @@ fn without_a_free_frame_the_kernel_gets_the_fragments() {
         assert_eq!(sent, usize::from(free == 2));
         let punted = if free == 2 { &[] } else { &parts[..] };
         assert_eq!(gateway.lab.punted(), punted);
-    }
-}
-
-#[derive(Debug)]
-struct Accept;
-
-impl NfHook for Accept {
-    type State = ();
-
-    fn state(&self, _: usize) {}
-
-    fn hook(&self, _: &mut SkBuff, _: &HookState<'_>, _: &mut HookCtx<'_>, (): &mut ()) -> Verdict {
-        Verdict::Accept
     }
 }
 

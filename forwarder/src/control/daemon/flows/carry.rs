@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::reading::READING_MAX;
-use super::{BATCH, Carried, Follower, NS_PER_S, Refused, gate_key, liberal};
+use super::{BATCH, Carried, Follower, NS_PER_S, Refused, gate_key, liberal, unchanged};
 use crate::control::conntrack::{self, Change, Entry, IP_CT_TCP_FLAG_BE_LIBERAL, TcpInfo, Tuple};
 use crate::control::daemon::flow_entry::{
     IPPROTO_TCP, flow_key, is_carriable, is_local, is_masqueraded,
@@ -156,9 +156,7 @@ impl Follower<'_> {
         let begun = Instant::now();
         let rest = self.retried.len().saturating_sub(BATCH);
         let tuples: Vec<Tuple> = self.retried.drain(rest..).collect();
-        // Changes that change nothing: the kernel answers with the entries.
-        let nothing = |tuple: &Tuple| Change { is_liberal: None, ..liberal(*tuple, None) };
-        let changes: Vec<Change> = tuples.iter().map(nothing).collect();
+        let changes: Vec<Change> = tuples.into_iter().map(unchanged).collect();
         let results = conntrack::update_and_read(&mut self.requests, &changes);
         let locals = self.shared.locals.load();
         let entries = results.into_iter().filter_map(|result| result.ok().flatten());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{BATCH, Follower, NS_PER_S, is_of, liberal, tuple_of};
+use super::{BATCH, Follower, NS_PER_S, is_of, liberal, tuple_of, unchanged};
 use crate::control::conntrack::{self, Change, Tuple};
 use crate::control::daemon::flow_entry::{IPPROTO_TCP, IPPROTO_UDP};
 
@@ -94,10 +94,7 @@ impl Follower<'_> {
             Some((last, _)) if due.len() == BATCH => last + 1,
             _ => 0,
         };
-        // Changes that change nothing: the kernel answers with the entries.
-        let nothing =
-            |(_, tuple): &(u32, Tuple)| Change { is_liberal: None, ..liberal(*tuple, None) };
-        let changes: Vec<Change> = due.iter().map(nothing).collect();
+        let changes: Vec<Change> = due.iter().map(|(_, tuple)| unchanged(*tuple)).collect();
         let results = conntrack::update_and_read(&mut self.requests, &changes);
         for ((number, _), result) in due.into_iter().zip(results) {
             match result {

@@ -512,6 +512,11 @@ fn liberal(tuple: Tuple, timeout_s: Option<u32>) -> Change {
     Change { tuple, timeout_s, is_assured, is_expected, is_liberal: Some(true), forgets_max_ack }
 }
 
+/// Changes nothing: the kernel answers with the entry.
+fn unchanged(tuple: Tuple) -> Change {
+    Change { is_liberal: None, ..liberal(tuple, None) }
+}
+
 /// The tuple with this key.
 fn tuple_of(key: &FlowKey) -> Tuple {
     let ([source, destination], [source_port, destination_port]) = (key.addresses(), key.ports());
