@@ -32,7 +32,10 @@ impl Devs {
         let rx_handlers = RxHandlers::new(state);
         let mut devs = Devs { numbers: ports.clone(), vlans: BTreeMap::new() };
         let mut next = ports.values().max().map_or(0, |last| last + 1);
-        for link in state.links.values().filter(|link| link.vlan.is_some()) {
+        // A VLAN may be a port itself: XDP gets its packets without their tag, whatever its lower interface is.
+        let is_above =
+            |link: &&LinkState| link.vlan.is_some() && !ports.contains_key(&link.ifindex);
+        for link in state.links.values().filter(is_above) {
             let Ok((port, vlan)) = place(state, link, ports, &rx_handlers) else { continue };
             if devs.vlans.len() == VLANS_MAX {
                 break;

@@ -163,6 +163,24 @@ fn vlans_of_ports_are_followed_with_their_tags() {
 }
 
 #[test]
+fn a_vlan_that_is_a_port_itself_is_followed_as_a_port() {
+    let mut mirror = Mirror::new();
+    mirror.compiler.ports.insert(4, 2);
+    mirror.receive(16, &[vlan(4, "eth1.30", 3, 0x8100, 30), vlan(5, "eth1.30.7", 4, 0x8100, 7)]);
+    assert_eq!(mirror.followed(), ["eth1.30.7"]);
+    let links = &mirror.tables().links;
+    let port = links.port(2).expect("the port");
+    assert_eq!((port.ifindex, port.dev(), port.vlan.is_some()), (4, Some(2), false));
+    let above = links.ifindex(5).expect("is there");
+    assert_eq!((above.port, above.dev()), (Some(2), Some(3)));
+    assert_eq!(
+        above.vlan.as_ref().map(|vlan| vlan.tags.len()),
+        Some(1),
+        "eth1 has removed the other"
+    );
+}
+
+#[test]
 fn changes_of_a_vlan_are_followed() {
     let mut mirror = Mirror::new();
     let first = vlan(6, "eth0.10", 2, 0x8100, 10);
