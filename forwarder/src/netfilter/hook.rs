@@ -7,12 +7,10 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::conntrack::{
-    Ct, FlowTable, FoundFlow, flow_key_of, may_be_masqueraded, nf_conntrack_in, nf_nat_packet,
-};
-use super::decision::{Basis, Decision, Learner, Learnt};
+use super::conntrack::{Ct, FlowTable, nf_nat_packet};
+use super::decision::{Basis, Decision, Learnt};
 use super::hook_states::HookStates;
-use super::nft::{Around, BaseChainId, Family, Nft, NftVerdict, Transport};
+use super::nft::{Around, BaseChainId, Family, Nft, NftVerdict, Tracking, Transport};
 use super::traced;
 use crate::skb::SkBuff;
 use crate::stats::WorkerStats;
@@ -259,6 +257,8 @@ pub struct Hooks {
     pub(super) nft: Option<Arc<Nft>>,
     /// The flows that are carried, if the ruleset tracks connections.
     flows: Option<Arc<FlowTable>>,
+    /// By family: which packets the ruleset tracks connections of.
+    tracking: [Tracking; 2],
     /// By family: packets of carried connections with NAT are translated.
     translates: [bool; 2],
     /// By family: at which hook the functions have decided, if what they do with packets of a flow may be remembered.
@@ -309,14 +309,20 @@ impl Hooks {
             hooks.chains[family_index(pf)][hook as usize].push(entry);
             hooks.len += 1;
         }
-        for pf in [Family::Ip, Family::Ip6] {
-            if nft.as_ref().is_some_and(|nft| nft.program().tracks(pf)) {
-                hooks.flows = flows.cloned();
-                for hook in [Hook::PreRouting, Hook::LocalOut] {
-                    hooks.insert(pf, hook, priority::CONNTRACK, Function::Conntrack);
-                }
+        let tracking = nft.as_ref().map_or([Tracking::Off; 2], |nft| nft.program().tracking());
+        for (pf, tracking) in [Family::Ip, Family::Ip6].into_iter().zip(tracking) {
+            let received = match tracking {
+                Tracking::Off => continue,
+                // Before all functions at the first hook that has any for its packets.
+                Tracking::Local => (Hook::LocalIn, i32::MIN),
+                Tracking::All => (Hook::PreRouting, priority::CONNTRACK),
+            };
+            hooks.flows = flows.cloned();
+            for (hook, priority) in [received, (Hook::LocalOut, priority::CONNTRACK)] {
+                hooks.insert(pf, hook, priority, Function::Conntrack);
             }
         }
+        hooks.tracking = tracking;
         hooks.add_nat(nft.as_deref());
         hooks.len += usize::from(nft.as_ref().is_some_and(|nft| nft.program().has_device_chains()));
         for pf in [Family::Ip, Family::Ip6] {
@@ -386,9 +392,14 @@ impl Hooks {
         last.filter(|_| matches!(first.function, Function::Conntrack))
     }
 
-    /// Whether the ruleset tracks connections, so that packets of carried ones pass the workers.
+    /// Whether the ruleset tracks connections of forwarded packets, so that those of carried ones pass the workers.
     pub fn track_connections(&self) -> bool {
-        self.flows.is_some()
+        self.tracking.contains(&Tracking::All)
+    }
+
+    /// Whether it does so of a family.
+    fn tracks(&self, pf: Family) -> bool {
+        self.tracking[family_index(pf)] == Tracking::All
     }
 
     /// The flows that are carried.
@@ -430,7 +441,10 @@ impl Hooks {
     /// Whether the kernel may have to send the router's own packets: functions see them.
     #[inline]
     pub fn see_own_packets(&self, pf: Family) -> bool {
-        !self.is_empty_at(pf, Hook::LocalOut)
+        let at_output = &self.chains[family_index(pf)][Hook::LocalOut as usize];
+        let sees =
+            |entry: &Entry| self.tracks(pf) || !matches!(entry.function, Function::Conntrack);
+        at_output.iter().any(sees)
             || !self.is_empty_at(pf, Hook::PostRouting)
             || self.have_egress_chains()
     }
@@ -448,7 +462,7 @@ impl Hooks {
     #[inline]
     pub fn see_reassembled(&self, pf: Family) -> bool {
         let before = &self.chains[family_index(pf)][Hook::PreRouting as usize];
-        let is_tracked = || self.nft.as_ref().is_some_and(|nft| nft.program().tracks(pf));
+        let is_tracked = || self.tracking[family_index(pf)] != Tracking::Off;
         let has_others = pf == Family::Ip6 && !self.is_empty_at(pf, Hook::LocalIn);
         before.is_empty() && !has_others
             || is_tracked()
@@ -492,8 +506,7 @@ impl Hooks {
             if is_own {
                 own.begin();
             }
-            let is_tracked = self.nft.as_ref().is_some_and(|nft| nft.program().tracks(at.pf));
-            own.ct = if is_tracked { Ct::Null } else { Ct::Off };
+            own.ct = if self.tracks(at.pf) { Ct::Null } else { Ct::Off };
         }
         let verdict = self.run_functions(skb, at, ctx, own, tracer);
         if verdict == Verdict::Accept && own.learnt.is_some() {
@@ -545,31 +558,6 @@ impl Hooks {
         }
     }
 
-    /// Begins to learn what the functions do with the packets of a flow, unless they cannot be remembered, chains at
-    /// ingress have set the packet's mark, or it is of IPsec: another packet of the flow may not be.
-    fn begin_to_learn(&self, pf: Family, of: FoundFlow, own: &mut HookStates) {
-        let may_learn = self.decided_at[family_index(pf)].is_some()
-            && !own.is_marked
-            && !own.is_protected
-            && own.received_by.is_none();
-        if may_learn && own.decisions.are_used() {
-            let passed = own.journal.entries().len();
-            own.learnt = Some(Learnt { of, passed, learner: Learner::default() });
-        }
-    }
-
-    /// Whether a packet that IPsec has protected may be of a connection that the kernel would end, see
-    /// [`may_be_masqueraded`].
-    fn may_end(&self, at: &HookState<'_>, own: &HookStates, tables: &Tables) -> bool {
-        let is_translated = self.nft.as_ref().is_some_and(|nft| nft.program().translates(at.pf));
-        match (own.ct, &self.flows) {
-            (Ct::Established(info), Some(flows)) if at.hook == Hook::LocalOut && is_translated => {
-                may_be_masqueraded(flows, info, at.oif, tables)
-            }
-            _ => false,
-        }
-    }
-
     /// Runs the functions of a hook.
     fn run_functions<T: Tracer>(
         &self,
@@ -581,37 +569,11 @@ impl Hooks {
     ) -> Verdict {
         for entry in &self.chains[family_index(at.pf)][at.hook as usize] {
             let verdict = match &entry.function {
-                // The router's own packets are tracked by the kernel, which sends them.
+                // The router's own packets are tracked by the kernel, which sends them, if rules look at it.
                 Function::Conntrack if at.hook == Hook::LocalOut && !own.is_protected => {
-                    Verdict::Punt
+                    if self.tracks(at.pf) { Verdict::Punt } else { Verdict::Accept }
                 }
-                Function::Conntrack => {
-                    let now_ns = own.monotonic_ns(ctx.now_ns);
-                    let tracked = self.flows.as_ref().and_then(|flows| {
-                        let key = flow_key_of(skb.network_header(), at.pf, own.is_protected)?;
-                        nf_conntrack_in(skb, at, &key, flows, now_ns)
-                    });
-                    let verdict = match tracked {
-                        Some(tracked) => {
-                            (own.ct, own.target) = (tracked.ct, tracked.target);
-                            // Also of a packet that has been protected since.
-                            own.is_invalid |= own.ct == Ct::Invalid;
-                            let is_left = own.target.is_some() && !self.translates(at.pf);
-                            if !own.is_invalid && !is_left && !tracer.is_traced() {
-                                self.begin_to_learn(at.pf, tracked.of, own);
-                            }
-                            match is_left || self.may_end(at, own, ctx.tables) {
-                                true => Verdict::Punt,
-                                false => Verdict::Accept,
-                            }
-                        }
-                        None => Verdict::Punt,
-                    };
-                    if tracer.is_traced() {
-                        traced::conntrack(own.ct, verdict, tracer);
-                    }
-                    verdict
-                }
+                Function::Conntrack => self.track(skb, at, ctx, own, tracer),
                 Function::Nat => match (own.ct, &own.target) {
                     (Ct::Established(info), Some(target)) => {
                         let before = tracer.is_traced().then(|| traced::endpoints(skb, at));

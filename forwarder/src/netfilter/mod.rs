@@ -16,6 +16,7 @@ pub mod net_hooks;
 pub mod nft;
 mod passage;
 mod traced;
+mod tracking;
 
 pub use decision::Learner;
 pub use hook::{

@@ -88,9 +88,10 @@ impl NetHooks {
     }
 
     /// Sets the flows that are carried while a ruleset tracks connections; without them, such a ruleset
-    /// leaves all packets to the kernel. Effective with the next ruleset.
+    /// leaves all packets to the kernel.
     pub fn set_flows(&mut self, flows: Arc<FlowTable>) {
         self.flows = Some(flows);
+        self.publish();
     }
 
     /// The nftables ruleset that workers run.

@@ -9,6 +9,7 @@ use crate::control::conntrack::{
     IPS_UNTRACKED, TCP_CONNTRACK_ESTABLISHED, Tuple,
 };
 use crate::netfilter::conntrack::FlowKey;
+use crate::netfilter::nft::Tracking;
 use crate::wire::esp::UDP_PORT;
 
 /// States in which an entry's packets are the kernel's.
@@ -30,7 +31,7 @@ const IPPROTO_AH: u8 = 51;
 
 /// The router's own addresses: sessions that begin or, after NAT, end at the router are not carried, unless they are of
 /// IPsec.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Locals {
     pub(super) ipv4: BTreeSet<(Ipv4Addr, u8)>,
     pub(super) ipv6: BTreeSet<(Ipv6Addr, u8)>,
@@ -60,8 +61,17 @@ impl Locals {
     }
 }
 
+/// Which connections can be carried.
+#[derive(Debug, Default)]
+pub(super) struct Scope {
+    pub(super) locals: Locals,
+    /// Of IPv4 and IPv6, which connections the ruleset needs.
+    pub(super) tracking: [Tracking; 2],
+}
+
 /// Whether packets of an entry can be carried, as far as an event tells.
-pub(super) fn may_be_carried(entry: &Entry, locals: &Locals) -> bool {
+pub(super) fn may_be_carried(entry: &Entry, scope: &Scope) -> bool {
+    let Scope { locals, tracking: [ipv4, ipv6] } = scope;
     let Entry { original, reply, status, .. } = entry;
     let end = |address, port, other_address, other_port, bit| {
         (address, port) == (other_address, other_port) || status & bit != 0
@@ -81,6 +91,11 @@ pub(super) fn may_be_carried(entry: &Entry, locals: &Locals) -> bool {
         IPS_DST_NAT,
     );
     let (is_local, is_ipsec) = (is_local(entry, locals), is_ipsec(entry, locals));
+    let is_needed = match if original.source.is_ipv4() { ipv4 } else { ipv6 } {
+        Tracking::Off => false,
+        Tracking::Local => is_ipsec,
+        Tracking::All => !is_local || is_ipsec,
+    };
     let is_assured = status & IPS_ASSURED != 0;
     let is_established = match original.protocol {
         IPPROTO_TCP => {
@@ -95,7 +110,7 @@ pub(super) fn may_be_carried(entry: &Entry, locals: &Locals) -> bool {
         && entry.zone == 0
         && is_understood
         && !(entry.has_helper || entry.is_seq_adjusted || entry.has_synproxy)
-        && (!is_local || is_ipsec)
+        && is_needed
 }
 
 /// Whether a session begins or ends at the router: its packets are not forwarded.
@@ -126,9 +141,9 @@ pub(super) fn is_masqueraded(entry: &Entry, locals: &Locals) -> bool {
 }
 
 /// The same of an entry with all its attributes.
-pub(super) fn is_carriable(entry: &Entry, locals: &Locals) -> bool {
+pub(super) fn is_carriable(entry: &Entry, scope: &Scope) -> bool {
     let has_state = entry.tcp.is_some() || entry.original.protocol != IPPROTO_TCP;
-    has_state && may_be_carried(entry, locals)
+    has_state && may_be_carried(entry, scope)
 }
 
 pub(super) fn flow_key(tuple: &Tuple) -> FlowKey {

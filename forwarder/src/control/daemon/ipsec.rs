@@ -8,6 +8,7 @@ use super::Supervisor;
 use super::sas::{SaFollower, Tracked};
 use crate::control::api::IpsecSas;
 use crate::ipsec::State;
+use crate::netfilter::nft::Tracking;
 use crate::tables::XfrmPolicies;
 
 impl Supervisor {
@@ -20,6 +21,7 @@ impl Supervisor {
         };
         if policies != self.policies {
             self.policies = policies.to_vec();
+            self.follow_ipsec_flows()?;
             self.apply_policies();
         }
         // None without policies, from now on.
@@ -128,7 +130,8 @@ impl Supervisor {
 
     /// The connections that workers carry, of the families that are tracked.
     fn tracked(&self) -> Option<Tracked> {
-        let families = self.hooks.nft()?.program().tracked_families();
+        let tracking = self.hooks.nft()?.program().tracking();
+        let families = tracking.map(|it| it != Tracking::Off);
         let flows = self.flows.as_ref().filter(|_| families.contains(&true))?;
         Some(Tracked { flows: Arc::clone(flows.table()), families })
     }

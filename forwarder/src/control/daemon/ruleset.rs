@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use super::Supervisor;
 use super::flow_entry::Locals;
 use super::flows::FlowFollower;
-use crate::control::firewall::ruleset::{Compiled, Followed};
+use crate::control::firewall::ruleset::{Compiled, Followed, sets_entries};
+use crate::netfilter::nft::{Program, Tracking};
 
 /// How long the start waits for the nftables ruleset; after that, packets are left to the kernel until it
 /// has been read.
@@ -24,7 +25,8 @@ impl Supervisor {
             self.void_offloaded();
             self.steering_state.set_tracking([false; 2])?;
             if let Some(flows) = &self.flows {
-                flows.set_ruleset(false, false, false);
+                flows.set_ruleset(false, false);
+                flows.set_tracking([Tracking::Off; 2]);
             }
         }
         let pending = has_ruleset && self.firewall.is_ruleset_pending();
@@ -58,28 +60,61 @@ impl Supervisor {
 
     /// Has the workers run a ruleset from their next burst on.
     pub(super) fn apply_ruleset(&mut self, compiled: Compiled) -> Result<()> {
-        let is_tracked = compiled.program.tracks_connections();
+        let tracking = self.tracking_with(&compiled.program);
         let families = compiled.program.tracked_families();
-        if is_tracked && self.flows.is_none() {
-            let gate = self.steering_state.flow_gate()?;
-            let offloads = self.offload.as_ref().map(|it| Arc::clone(it.offloads()));
-            let flows = FlowFollower::start(gate, self.locals(), offloads)
-                .context("cannot start the thread fr-ct")?;
-            self.hooks.set_flows(Arc::clone(flows.table()));
-            if let Some(offload) = &self.offload {
-                offload.offloads().set_flows(Arc::clone(flows.table()));
-            }
-            self.flows = Some(flows);
+        if tracking != [Tracking::Off; 2] {
+            self.start_flows()?;
         }
         if let Some(flows) = &self.flows {
             let old = self.hooks.nft().map(|nft| nft.ruleset());
             let mut rulesets = old.into_iter().chain([&compiled.ruleset]);
             let has_flowtables = rulesets.any(|ruleset| ruleset.flowtables().next().is_some());
-            flows.set_ruleset(is_tracked, compiled.sets_entries(), has_flowtables);
+            flows.set_ruleset(sets_entries(&compiled.ruleset), has_flowtables);
+            flows.set_tracking(tracking);
         }
         self.hooks.set_nft(Some((compiled.ruleset, compiled.program)));
         self.void_offloaded();
         self.steering_state.set_tracking(families)
+    }
+
+    /// Has connections followed that IPsec policies, or the last of them that is gone, make worth it.
+    pub(super) fn follow_ipsec_flows(&mut self) -> Result<()> {
+        let Some(nft) = self.hooks.nft().cloned() else { return Ok(()) };
+        let tracking = self.tracking_with(nft.program());
+        if tracking != [Tracking::Off; 2] && self.start_flows()? {
+            let sets_entries = sets_entries(nft.ruleset());
+            let has_flowtables = nft.ruleset().flowtables().next().is_some();
+            if let Some(flows) = &self.flows {
+                flows.set_ruleset(sets_entries, has_flowtables);
+            }
+        }
+        if let Some(flows) = &self.flows {
+            flows.set_tracking(tracking);
+        }
+        Ok(())
+    }
+
+    /// Which connections a ruleset needs that can be carried: those of packets at input and output are IPsec's only.
+    fn tracking_with(&self, program: &Program) -> [Tracking; 2] {
+        let is_needed = |tracking| tracking != Tracking::Local || !self.policies.is_empty();
+        program.tracking().map(|it| if is_needed(it) { it } else { Tracking::Off })
+    }
+
+    /// Starts to follow connections. `false`: they are.
+    fn start_flows(&mut self) -> Result<bool> {
+        if self.flows.is_some() {
+            return Ok(false);
+        }
+        let gate = self.steering_state.flow_gate()?;
+        let offloads = self.offload.as_ref().map(|it| Arc::clone(it.offloads()));
+        let flows = FlowFollower::start(gate, self.locals(), offloads)
+            .context("cannot start the thread fr-ct")?;
+        self.hooks.set_flows(Arc::clone(flows.table()));
+        if let Some(offload) = &self.offload {
+            offload.offloads().set_flows(Arc::clone(flows.table()));
+        }
+        self.flows = Some(flows);
+        Ok(true)
     }
 
     /// The workers apply other rules from their next burst on: what was decided by the old ones no longer holds.

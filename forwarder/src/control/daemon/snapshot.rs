@@ -24,7 +24,7 @@ use crate::io::Driver;
 use crate::io::af_xdp::BoundMode;
 use crate::netfilter::Hooks;
 use crate::netfilter::conntrack::FlowTable;
-use crate::netfilter::nft::Nft;
+use crate::netfilter::nft::{Nft, Tracking};
 use crate::tables::{Forwarding6, Published, Tables};
 use crate::worker::WorkerHandle;
 use crate::worker::poll::PollMode;
@@ -279,7 +279,7 @@ impl Supervisor {
 
     /// Number of connections that workers carry, if the ruleset tracks connections.
     fn carried_flows(&self) -> Option<u64> {
-        let is_tracked = self.hooks.nft()?.program().tracks_connections();
+        let is_tracked = self.hooks.nft()?.program().tracking() != [Tracking::Off; 2];
         self.flows.as_ref().filter(|_| is_tracked).map(FlowFollower::carried)
     }
 

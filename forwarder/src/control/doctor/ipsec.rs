@@ -11,7 +11,7 @@ use crate::control::xfrm::state;
 const NAMED_MAX: usize = 8;
 
 /// Nothing without policies. `obstacle`: why workers cannot run the nftables ruleset on IPsec packets.
-pub fn findings(rules: &Rules, obstacle: Option<String>) -> Vec<Finding> {
+pub fn findings(rules: &Rules, obstacle: Option<&str>) -> Vec<Finding> {
     let policies = rules.policies().map_or(0, <[_]>::len);
     if policies == 0 {
         return Vec::new();

@@ -64,23 +64,6 @@ impl Compiled {
         program.unsupported().iter().map(|chain| format!("nftables: {chain}")).collect()
     }
 
-    /// Whether it may set time-outs of connections or restrict their events (`ct timeout`, `ct event`, the target
-    /// CT of iptables).
-    pub fn sets_entries(&self) -> bool {
-        let tables = &self.ruleset.tables;
-        let mut rules =
-            tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
-        tables
-            .iter()
-            .flat_map(|table| &table.objects)
-            .any(|object| object.kind == OBJECT_CT_TIMEOUT) || rules.any(|rule| {
-            let sets = ["xt target CT", "ct event set"];
-            let is_set =
-                |expr: &Expr| matches!(expr, Expr::Other(text) if sets.contains(&text.as_str()));
-            rule.exprs.iter().any(is_set)
-        })
-    }
-
     /// Rules of which packets that reach them are left to the kernel, a line each.
     pub fn kernel_rules(&self) -> Vec<String> {
         let line = |rule: &KernelRule| {
@@ -89,6 +72,20 @@ impl Compiled {
         };
         self.program.kernel_rules().map(line).collect()
     }
+}
+
+/// Whether a ruleset may set time-outs of connections or restrict their events (`ct timeout`, `ct event`, the target CT of
+/// iptables).
+pub fn sets_entries(ruleset: &Ruleset) -> bool {
+    let tables = &ruleset.tables;
+    let mut rules = tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
+    tables.iter().flat_map(|table| &table.objects).any(|object| object.kind == OBJECT_CT_TIMEOUT)
+        || rules.any(|rule| {
+            let sets = ["xt target CT", "ct event set"];
+            let is_set =
+                |expr: &Expr| matches!(expr, Expr::Other(text) if sets.contains(&text.as_str()));
+            rule.exprs.iter().any(is_set)
+        })
 }
 
 /// The thread `fr-nft`, which reads and compiles the ruleset when asked.

@@ -39,7 +39,7 @@ pub use follow::{Around, Nft};
 pub use packet::{Packet, Transport};
 pub use program::{
     BaseChainId, CounterKind, CounterPage, CounterPlace, JOURNAL_MAX, Journal, KernelRule,
-    NftVerdict, Program,
+    NftVerdict, Program, Tracking,
 };
 pub use ruleset::{Family, Ruleset};
 pub use traced::TracedRule;

@@ -45,6 +45,18 @@ pub struct Program {
     pub(super) translates: [bool; 2],
 }
 
+/// Which packets of a family rules use connection tracking for, of those that workers have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tracking {
+    /// None.
+    #[default]
+    Off,
+    /// Those at input and output: IPsec packets to and from the router.
+    Local,
+    /// All.
+    All,
+}
+
 /// A base chain of a [`Program`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BaseChainId(pub(super) u32);
@@ -185,23 +197,25 @@ impl Program {
     }
 
     /// Why workers cannot run the program on IPsec packets, which pass it with and without their protection.
-    pub fn ipsec_obstacle(&self) -> Option<String> {
-        if self.has_device_chains() {
-            return Some(
-                "chains of interfaces, which see a packet once more when it was opened".into(),
-            );
-        }
-        // IPsec packets to and from the router meet it; the connections of the others are not known.
-        let both = self.conntrack.iter().zip(&self.local_conntrack);
-        let local =
-            both.filter(|(forwarded, _)| forwarded.is_none()).find_map(|(_, local)| local.as_ref());
-        local.map(|rule| format!("connection tracking at input and output only ({rule})"))
+    pub fn ipsec_obstacle(&self) -> Option<&'static str> {
+        self.has_device_chains()
+            .then_some("chains of interfaces, which see a packet once more when it was opened")
     }
 
     /// Whether the kernel tracks connections for this ruleset: packets of flows that are not carried are the
     /// kernel's.
     pub fn tracks_connections(&self) -> bool {
         self.conntrack.iter().any(Option::is_some)
+    }
+
+    /// Of IPv4 and of IPv6, which packets it does so of that workers have.
+    pub fn tracking(&self) -> [Tracking; 2] {
+        let of = |at: usize| match (&self.conntrack[at], &self.local_conntrack[at]) {
+            (Some(_), _) => Tracking::All,
+            (None, Some(_)) => Tracking::Local,
+            (None, None) => Tracking::Off,
+        };
+        [of(0), of(1)]
     }
 
     /// Whether it does so of IPv4 and of IPv6.

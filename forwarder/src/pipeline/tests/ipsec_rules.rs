@@ -247,6 +247,51 @@ fn packets_of_carried_connections_pass_with_and_without_protection() {
 }
 
 #[test]
+fn rules_at_input_and_output_alone_track_the_connections_of_tunnels_only() {
+    let rule = || vec![and([established(), vec![counter(), accept()]])];
+    let hooks = [Hook::LocalIn, Hook::LocalOut];
+    let local = || ruleset(hooks.map(|hook| (hook, rule())).into(), true);
+    for outer in [Family::Ipv4, Family::Ipv6] {
+        let mut filtering = Filtering::new(outer, local());
+        // No connection is carried: those of tunnels are the kernel's, all others pass.
+        let plain = V4 { dst: "198.18.2.2", ..V4::default() };
+        assert_eq!(filtering.gateway.lab.one(plain.frame()).len(), 1);
+        assert_eq!(filtering.gateway.lab.one(v4().frame()), []);
+        let frame = filtering.gateway.sealed(&answer().packet());
+        assert_eq!(filtering.gateway.right(&frame), []);
+        assert_eq!(filtering.punted(), [v4().frame(), frame]);
+        let mut filtering = Filtering::new(outer, local());
+        let [own, other] = ends(outer);
+        filtering.carry(FlowKey::new(own, other, Protocol::ESP.0, 0, 0));
+        let sent = filtering.gateway.lab.one(v4().frame());
+        let [(RIGHT, frame)] = &sent[..] else { panic!("one frame by right") };
+        assert_eq!(filtering.gateway.open(&frame[14..]), after_hop(v4().packet()));
+        for (frames, count) in [(1, 64), (2, 48)] {
+            let whole = filtering.gateway.sealed(&answer().packet());
+            let parts = if frames == 1 { vec![whole] } else { cut(&whole, 1, count) };
+            assert_eq!(parts.len(), frames);
+            filtering.gateway.lab.receive(RIGHT, &parts);
+            let sent = filtering.gateway.lab.sent();
+            assert_eq!(answered(&sent, 0x0800), after_hop(answer().packet()));
+        }
+        assert_eq!(filtering.counted(), [2, 1]);
+        let packets: Vec<_> = filtering.flows.views(0).map(|view| view.packets).collect();
+        assert_eq!(packets, [[1, 2]]);
+        assert_eq!(filtering.punted(), Vec::<Vec<u8>>::new());
+    }
+}
+
+#[test]
+fn rules_at_input_leave_errors_to_the_workers() {
+    let rules = vec![(Hook::LocalIn, vec![and([established(), vec![accept()]])])];
+    let mut filtering = Filtering::new(Family::Ipv4, ruleset(rules, true));
+    let expired = V4 { ttl: 1, dst: "198.18.2.2", ..V4::default() };
+    let sent = filtering.gateway.lab.one(expired.frame());
+    let [(LEFT, _)] = &sent[..] else { panic!("Time Exceeded by left") };
+    assert_eq!(filtering.punted(), Vec::<Vec<u8>>::new());
+}
+
+#[test]
 fn rules_see_reassembled_packets_where_connections_are_tracked_or_at_input() {
     for outer in [Family::Ipv4, Family::Ipv6] {
         let protected = || vec![and([of_protocol(Protocol::ESP), vec![counter()]])];

@@ -30,7 +30,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use self::carry::Candidate;
 use self::reading::Reading;
-use super::flow_entry::{IPPROTO_TCP, Locals, flow_key, may_be_carried};
+use super::flow_entry::{IPPROTO_TCP, Locals, Scope, flow_key, may_be_carried};
 use super::offload::Offloads;
 use crate::control::conntrack::{self, Change, Entry, Event, Events, Received, Sysctls, Tuple};
 use crate::control::netlink::query::NlSock;
@@ -38,6 +38,7 @@ use crate::control::process::privilege;
 use crate::control::process::threads::join_until;
 use crate::control::steering::FlowGate;
 use crate::netfilter::conntrack::{FlowKey, FlowTable, FlowWriter};
+use crate::netfilter::nft::Tracking;
 use crate::say;
 use crate::worker::clock::monotonic_ns;
 
@@ -65,12 +66,11 @@ const BATCH: usize = 512;
 #[derive(Debug, Default)]
 struct Shared {
     stopping: AtomicBool,
-    /// The ruleset tracks connections. Otherwise none is carried.
-    is_tracked: AtomicBool,
     /// The ruleset may set time-outs of its own, which are not extended, or restrict the events of entries.
     sets_entries: AtomicBool,
-    locals: ArcSwap<Locals>,
-    /// They have changed: connections of IPsec that were not the router's may be now.
+    /// Which connections are carried, by the ruleset and the router's own addresses.
+    scope: ArcSwap<Scope>,
+    /// These addresses have changed: connections of IPsec that were not the router's may be now.
     has_new_locals: AtomicBool,
     carried: AtomicU64,
     /// How often the ruleset has changed.
@@ -100,7 +100,7 @@ impl FlowFollower {
         let seed = RandomState::new().hash_one("carried flows");
         let (table, writer) = FlowTable::new(gate.flows_max(), seed);
         let shared = Arc::new(Shared::default());
-        shared.locals.store(Arc::new(locals));
+        shared.scope.store(Arc::new(Scope { locals, ..Scope::default() }));
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new().name("fr-ct".into()).spawn(move || {
             privilege::confine_follower();
@@ -127,19 +127,28 @@ impl FlowFollower {
 
     /// The router's own addresses from now on.
     pub(super) fn set_locals(&self, locals: Locals) {
-        if **self.shared.locals.load() != locals {
-            self.shared.locals.store(Arc::new(locals));
+        let scope = self.shared.scope.load();
+        if scope.locals != locals {
+            self.shared.scope.store(Arc::new(Scope { locals, tracking: scope.tracking }));
             self.shared.has_new_locals.store(true, Relaxed);
         }
     }
 
-    /// The workers apply another ruleset, which tracks connections, and may set time-outs or events of them.
+    /// Of IPv4 and IPv6, the connections that workers carry from now on.
+    pub(super) fn set_tracking(&self, tracking: [Tracking; 2]) {
+        let scope = self.shared.scope.load();
+        if scope.tracking != tracking {
+            let locals = scope.locals.clone();
+            self.shared.scope.store(Arc::new(Scope { locals, tracking }));
+        }
+    }
+
+    /// The workers apply another ruleset, which may set time-outs or events of connections.
     /// `has_flowtables`: it has a flowtable, or the one before it.
-    pub(super) fn set_ruleset(&self, is_tracked: bool, sets_entries: bool, has_flowtables: bool) {
+    pub(super) fn set_ruleset(&self, sets_entries: bool, has_flowtables: bool) {
         self.shared.has_flowtables.store(has_flowtables, Relaxed);
         self.shared.sets_entries.store(sets_entries, Relaxed);
         self.shared.ruleset_changes.fetch_add(1, Relaxed);
-        self.shared.is_tracked.store(is_tracked, Relaxed);
     }
 
     /// Whether the thread has ended, which is a bug.
@@ -160,12 +169,13 @@ impl FlowFollower {
 fn follow(shared: &Shared, mut writer: FlowWriter, gate: &FlowGate, offloads: Option<&Offloads>) {
     let mut said = None;
     while !shared.stopping.load(Relaxed) {
-        if !shared.is_tracked.load(Relaxed) {
+        let tracking = shared.scope.load().tracking;
+        if tracking == [Tracking::Off; 2] {
             thread::sleep(WAIT);
             continue;
         }
         let result =
-            Follower::open(shared, &mut writer, gate, offloads).and_then(|mut it| it.run());
+            Follower::open(shared, &mut writer, gate, offloads).and_then(|mut it| it.run(tracking));
         writer.table().set_valid(0);
         if let Some(offloads) = offloads {
             offloads.forget_carried();
@@ -319,9 +329,11 @@ impl<'a> Follower<'a> {
         })
     }
 
-    fn run(&mut self) -> io::Result<()> {
+    /// Until the ruleset needs other connections than `tracking`.
+    fn run(&mut self, tracking: [Tracking; 2]) -> io::Result<()> {
         self.resynchronise()?;
-        while !self.shared.stopping.load(Relaxed) && self.shared.is_tracked.load(Relaxed) {
+        let is_needed = || self.shared.scope.load().tracking == tracking;
+        while !self.shared.stopping.load(Relaxed) && is_needed() {
             let now_ns = monotonic_ns();
             let is_due = self.due.front().is_some_and(|(due_ns, _)| *due_ns <= now_ns);
             let is_busy = is_due
@@ -373,7 +385,7 @@ impl<'a> Follower<'a> {
         if entry.zone != 0 {
             return;
         }
-        let locals = self.shared.locals.load();
+        let scope = self.shared.scope.load();
         let number = self.writer.number(&flow_key(&entry.original));
         let number = match number {
             Some(number) if !is_of(&self.carried, self.writer, number, &entry) => {
@@ -385,8 +397,8 @@ impl<'a> Follower<'a> {
         };
         // An event has the state of TCP only if it changed.
         let is_unchanged = entry.tcp.is_none() && entry.original.protocol == IPPROTO_TCP;
-        let may_be_carried = !is_destroyed && may_be_carried(&entry, &locals);
-        drop(locals);
+        let may_be_carried = !is_destroyed && may_be_carried(&entry, &scope);
+        drop(scope);
         if !may_be_carried {
             self.refused.remove(&entry.original);
         }

@@ -13,7 +13,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use super::carry::Candidate;
 use super::{Follower, is_of};
 use crate::control::conntrack::{self, Entry, Received};
-use crate::control::daemon::flow_entry::{Locals, flow_key, is_carriable};
+use crate::control::daemon::flow_entry::{Scope, flow_key, is_carriable};
 use crate::control::netlink::query::{DumpEnd, NlSock};
 
 /// After the ruleset changed, connections are not tried again before this.
@@ -62,19 +62,19 @@ struct End {
 }
 
 /// Reads the table until its end, or until nobody receives it.
-fn read(parts: &Sender<Part>, locals: &Locals) {
-    let end = read_all(parts, locals);
+fn read(parts: &Sender<Part>, scope: &Scope) {
+    let end = read_all(parts, scope);
     let _not_received = parts.send(Part::End(end));
 }
 
-fn read_all(parts: &Sender<Part>, locals: &Locals) -> io::Result<End> {
+fn read_all(parts: &Sender<Part>, scope: &Scope) -> io::Result<End> {
     let mut socket = NlSock::open(NETLINK_NETFILTER)?;
     conntrack::begin_dump(&mut socket)?;
     let mut end = End { is_whole: true, took: Duration::ZERO };
     loop {
         let (begun, mut entries) = (Instant::now(), Vec::with_capacity(DATAGRAM));
         let (part, is_last) = conntrack::dump_part(&mut socket, |entry| {
-            if is_carriable(&entry, locals) {
+            if is_carriable(&entry, scope) {
                 entries.push(entry);
             }
         })?;
@@ -87,10 +87,10 @@ fn read_all(parts: &Sender<Part>, locals: &Locals) -> io::Result<End> {
 }
 
 impl Reading {
-    fn begin(is_to_carry: bool, locals: Arc<Locals>) -> io::Result<Reading> {
+    fn begin(is_to_carry: bool, scope: Arc<Scope>) -> io::Result<Reading> {
         let (sender, parts) = bounded(PARTS_MAX);
         let thread = thread::Builder::new().name("fr-ct-read".into());
-        thread.spawn(move || read(&sender, &locals))?;
+        thread.spawn(move || read(&sender, &scope))?;
         Ok(Reading { parts, is_to_carry, seen: Vec::new() })
     }
 
@@ -126,7 +126,7 @@ impl Follower<'_> {
         }
         self.refused.clear();
         self.retried.clear();
-        self.reading = Some(Reading::begin(true, self.shared.locals.load_full())?);
+        self.reading = Some(Reading::begin(true, self.shared.scope.load_full())?);
         // Connections that were being opened have no events either: the table is read once more.
         self.has_left_out = true;
         self.read_at = Instant::now();
@@ -229,7 +229,7 @@ impl Follower<'_> {
             self.read_at = Instant::now();
         }
         if is_to_carry || self.without_events > 0 {
-            self.reading = Some(Reading::begin(is_to_carry, self.shared.locals.load_full())?);
+            self.reading = Some(Reading::begin(is_to_carry, self.shared.scope.load_full())?);
         }
         Ok(())
     }
