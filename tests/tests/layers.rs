@@ -41,18 +41,20 @@ const CONTROL_LAYERS: [&[&str]; 7] = [
 ];
 
 /// The layers of the files of `pipeline`; its `mod.rs` uses them all.
-const STAGES: [&[&str]; 14] = [
+const STAGES: [&[&str]; 16] = [
     &["exit", "headers", "mode", "ratelimit", "route_ahead"],
     &["nf_hook", "original", "secpath", "xfrm_ahead", "csum_partial", "dst", "vlan", "ip_input"],
     &["post_routing", "route_hint", "inet_addr", "eth_input", "way"],
     &["hold_queue", "frag_queue", "burst_routes", "ip_options", "flow_cache", "offload"],
     &["ctx"],
     &["nf_ingress", "xfrm"],
-    &["ip_rcv_options", "ip6_input", "local_out", "neigh_hold"],
+    &["ip_rcv_options", "ip6_input", "neigh_hold"],
     &["ip_error", "neigh_output", "offer"],
     &["route", "ip_output"],
     &["route6", "ip_fragment"],
-    &["ip_forward", "ip6_forward", "icmp_send", "icmp6_send", "xfrm_input", "xfrm_output"],
+    &["ip_forward", "ip6_forward", "xfrm_input", "xfrm_output"],
+    &["local_out"],
+    &["icmp_send", "icmp6_send"],
     &["ip6_output", "neigh_poll", "nf_flow_table", "xfrm_policy"],
     &["burst"],
     &["traced", "ip_defrag"],

@@ -502,10 +502,6 @@ impl Hooks {
             tracer.step(Step::Stage(Stage::Hook(at.hook as u8)));
         }
         if matches!(at.hook, Hook::PreRouting | Hook::LocalOut) {
-            let is_own = at.hook == Hook::LocalOut && !own.is_protected;
-            if is_own {
-                own.begin();
-            }
             own.ct = if self.tracks(at.pf) { Ct::Null } else { Ct::Off };
         }
         let verdict = self.run_functions(skb, at, ctx, own, tracer);

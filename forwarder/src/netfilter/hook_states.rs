@@ -115,6 +115,12 @@ impl HookStates {
         (self.received_by, self.sent_by) = (None, None);
     }
 
+    /// A packet of the router's own is sent in answer to the current one, by an SA if it is to be protected.
+    pub fn begin_own(&mut self, sent_by: Option<SaInfo>) {
+        self.begin();
+        self.sent_by = sent_by;
+    }
+
     /// `nf_reset_ct`: the current packet becomes another one, whose connection is not known yet.
     fn reset_ct(&mut self) {
         (self.ct, self.target) = (Ct::Off, None);

@@ -7,7 +7,6 @@ use std::net::Ipv6Addr;
 use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
 use super::headers::Ipv6hdr;
-use super::ip_output::finish_output2;
 use super::local_out::local_out;
 use super::route::mix32;
 use super::route6::{icmp6_saddr, ip6_route_output};
@@ -137,12 +136,12 @@ fn ratelimit_ns(dst: &Dst<'_>, daddr: Ipv6Addr, ctx: &Ctx<'_>) -> u64 {
     u64::from(timeout_ms) * 1_000_000
 }
 
-fn send(
+fn send<'a>(
     skb: &SkBuff,
     addrs: (Ipv6Addr, Ipv6Addr),
     error: &IcmpError,
-    dst: &Dst<'_>,
-    ctx: &mut Ctx<'_>,
+    dst: &Dst<'a>,
+    ctx: &mut Ctx<'a>,
 ) -> Result<(), PuntReason> {
     let packet = skb.network_header();
     let quote = packet.get(..QUOTE_MAX).unwrap_or(packet);
@@ -152,16 +151,14 @@ fn send(
         ctx.consume_skb(reply);
         return Ok(());
     }
-    let routed = local_out(&mut reply, Family::Ip6, dst, ctx);
-    if let Err(Exit::Punt(reason)) = routed {
+    let sent = local_out(&mut reply, Family::Ip6, dst, ctx);
+    if let Err(Exit::Punt(reason)) = sent {
         ctx.consume_skb(reply);
         return Err(reason);
     }
     count(error, ctx);
-    match routed {
-        // A hook may have lengthened it; no error is sent about an error.
-        Ok(_) if !dst.fits(&reply) => ctx.drop_skb(reply, DropReason::PktTooBig),
-        Ok(routed) => finish_output2(reply, EtherType::IPV6, dst, &routed, ctx),
+    match sent {
+        Ok(sent) => sent.finish(reply, EtherType::IPV6, dst, ctx),
         Err(_) => ctx.drop_skb(reply, DropReason::NetfilterDrop),
     }
     Ok(())

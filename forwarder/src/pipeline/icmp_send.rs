@@ -7,7 +7,6 @@ use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
 use super::headers::Iphdr;
 use super::inet_addr::{fib_result_prefsrc, inet_select_addr};
-use super::ip_fragment::ip_finish_output;
 use super::ip_options::{Echo, IpOptions};
 use super::ip_rcv_options::options_context;
 use super::local_out::local_out;
@@ -134,11 +133,11 @@ struct Message<'a> {
     error: &'a IcmpError,
 }
 
-fn send(
+fn send<'a>(
     skb: &SkBuff,
     message: &Message<'_>,
-    dst: &Dst<'_>,
-    ctx: &mut Ctx<'_>,
+    dst: &Dst<'a>,
+    ctx: &mut Ctx<'a>,
 ) -> Result<(), PuntReason> {
     let options_len = message.options.as_ref().map_or(0, |(_, echo)| echo.octets().len());
     let headers = HEADER_LEN_MIN + options_len + icmpv4::HEADER_LEN;
@@ -157,14 +156,14 @@ fn send(
         ctx.consume_skb(reply);
         return Ok(());
     }
-    let routed = local_out(&mut reply, Family::Ip, dst, ctx);
-    if let Err(Exit::Punt(reason)) = routed {
+    let sent = local_out(&mut reply, Family::Ip, dst, ctx);
+    if let Err(Exit::Punt(reason)) = sent {
         ctx.consume_skb(reply);
         return Err(reason);
     }
     count(message.error, ctx);
-    match routed {
-        Ok(routed) => ip_finish_output(reply, dst, &routed, ctx),
+    match sent {
+        Ok(sent) => sent.finish(reply, EtherType::IPV4, dst, ctx),
         Err(_) => ctx.drop_skb(reply, DropReason::NetfilterDrop),
     }
     Ok(())

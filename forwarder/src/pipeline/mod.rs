@@ -418,7 +418,7 @@ fn ip_rcv<'a, 'k, M: Mode>(
     }
     if let Some(bundle) = bundle {
         traced::stage::<M>(Stage::XfrmOutput, ctx);
-        return xfrm_output::<M>(skb, bundle, dev, way, ctx).map(Routed::Protected);
+        return xfrm_output::<M>(skb, bundle, Some(dev), way, ctx).map(Routed::Protected);
     }
     let daddr = if hooked { Iphdr::of(skb).daddr } else { iph.daddr };
     if daddr != iph.daddr {
@@ -507,7 +507,7 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     }
     if let Some(bundle) = bundle {
         traced::stage::<M>(Stage::XfrmOutput, ctx);
-        return xfrm_output::<M>(skb, bundle, dev, way, ctx).map(Routed::Protected);
+        return xfrm_output::<M>(skb, bundle, Some(dev), way, ctx).map(Routed::Protected);
     }
     let daddr = if hooked { Ipv6hdr::of(skb).daddr } else { hdr.daddr };
     if daddr != hdr.daddr {

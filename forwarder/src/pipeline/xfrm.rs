@@ -7,12 +7,12 @@
 
 use super::dst::Dst;
 use super::{Ctx, Exit};
-use crate::ipsec::{self, Flow};
+use crate::ipsec::{self, Flow, OutboundState};
 use crate::netfilter::Family;
 use crate::netfilter::conntrack::FlowKey;
 use crate::skb::SkBuff;
 use crate::stats::PuntReason;
-use crate::tables::Tables;
+use crate::tables::{Tables, XfrmLookup};
 use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol};
 
 /// Octets of an upper-layer header in which everything is that selectors look at: GRE with checksum and key.
@@ -46,22 +46,26 @@ pub(super) fn has_long_headers(head: &[u8]) -> bool {
     is_ipv6 && upper().map_or(true, |upper| upper.offset + UPPER_LEN > head.len())
 }
 
-/// An ICMP error of the router.
+/// The SA that is to protect an ICMP error of the router, if one is.
 ///
 /// # Errors
-/// A policy concerns it.
+/// The kernel decides.
 #[inline(always)]
-pub(super) fn xfrm_lookup_error(
+pub(super) fn xfrm_lookup_error<'a>(
     reply: &SkBuff,
     pf: Family,
     dst: &Dst<'_>,
-    ctx: &Ctx<'_>,
-) -> Result<(), Exit> {
+    ctx: &Ctx<'a>,
+) -> Result<Option<&'a OutboundState>, Exit> {
     if !concern_sent(pf, ctx) {
-        return Ok(());
+        return Ok(None);
     }
     let flow = Flow::of_packet(reply.network_header(), dst.dev.ifindex, reply.mark);
-    pass(flow, |flow| ctx.tables.xfrm.concerns_error(flow))
+    match flow.map(|flow| ctx.tables.xfrm.lookup_error(&flow, ctx.now_s())) {
+        Some(XfrmLookup::Pass) => Ok(None),
+        Some(XfrmLookup::Protect(state)) => Ok(Some(state)),
+        Some(XfrmLookup::Kernel) | None => Err(Exit::Punt(PuntReason::Xfrm)),
+    }
 }
 
 /// Passes a packet whose flow can be read and is not concerned; the kernel decides about any other.

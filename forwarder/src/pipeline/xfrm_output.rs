@@ -114,7 +114,7 @@ pub(super) fn xfrm_bundle_create<'a>(
     Ok(Bundle { state, dst: Dst { mtu, ..*dst }, outer })
 }
 
-/// Protects a packet, received on `dev`, that has passed POST_ROUTING. The outer packet is then routed: its protocol and
+/// Protects a packet that has passed POST_ROUTING; `dev`: what received it, `None`: it is the router's own. The outer packet is then routed: its protocol and
 /// route are `way.protected`.
 ///
 /// # Errors
@@ -123,7 +123,7 @@ pub(super) fn xfrm_bundle_create<'a>(
 pub(super) fn xfrm_output<'a, M: Mode>(
     skb: &mut SkBuff,
     mut bundle: Bundle<'a>,
-    dev: &Link,
+    dev: Option<&Link>,
     way: &mut Way<'a>,
     ctx: &mut Ctx<'a>,
 ) -> Result<PostRouted, Exit> {
@@ -199,14 +199,14 @@ pub(super) fn xfrm_output<'a, M: Mode>(
 fn pass_local_out<M: Mode>(
     skb: &mut SkBuff,
     pf: Family,
-    iif: &Link,
+    iif: Option<&Link>,
     oif: &Link,
     ctx: &mut Ctx<'_>,
 ) -> Result<PostRouted, Exit> {
     ctx.state.hooks.protected();
     let devices = Devices { iif: None, oif: Some(oif) };
     nf_hook::<M>(Hook::LocalOut, skb, pf, devices, ctx.hook_env())?;
-    let devices = Devices { iif: Some(iif), oif: Some(oif) };
+    let devices = Devices { iif, oif: Some(oif) };
     let (routed, _) = post_routing::<M>(skb, pf, devices, ctx.hook_env())?;
     Ok(routed)
 }

@@ -131,7 +131,7 @@ impl XfrmPolicies {
                 Direction::Out => 1,
             };
             new.has_icmp[family] |= policy.has_icmp && at == 1;
-            // Of a permission, too, errors may be concerned, see `concerns_error`.
+            // Of a permission, too, errors may be concerned, see `lookup_error`.
             new.concerned[at][family] |= !is_permission(policy) || (at == 1 && policy.has_icmp);
             new.sees_marks[family] |= policy.mark.mask != 0;
             let selector = &policy.selector;
@@ -313,16 +313,23 @@ impl XfrmPolicies {
         policy.filter(|policy| !is_permission(policy)).map(Some)
     }
 
-    /// Whether an ICMP error of the router is to be protected, or dropped: `icmp_route_lookup`. The kernel may look up
-    /// the quoted packet, too, and send the error by the route of that. It does not look the error up with an output
-    /// interface, and with another mark than 0 if `fwmark_reflect` is set.
+    /// What happens to an ICMP error of the router: `icmp_route_lookup`. The kernel may look up the quoted packet, too,
+    /// and send the error by the route of that. It does not look the error up with an output interface, and with another
+    /// mark than 0 if `fwmark_reflect` is set. Time in seconds.
     #[must_use]
-    pub fn concerns_error(&self, flow: &Flow) -> bool {
+    pub fn lookup_error(&self, flow: &Flow, now_s: u64) -> XfrmLookup<'_> {
         let family = flow.family() as usize;
-        self.has_icmp[family]
-            || self.sees_marks[family]
-            || self.concerns_sent(flow)
-            || self.concerns_sent(&Flow { oif: 0, ..*flow })
+        if self.has_icmp[family] || self.sees_marks[family] {
+            return XfrmLookup::Kernel;
+        }
+        let lookups = [*flow, Flow { oif: 0, ..*flow }].map(|flow| self.lookup_sent(&flow, now_s));
+        match lookups {
+            [XfrmLookup::Pass, XfrmLookup::Pass] => XfrmLookup::Pass,
+            [XfrmLookup::Protect(one), XfrmLookup::Protect(other)] if std::ptr::eq(one, other) => {
+                XfrmLookup::Protect(one)
+            }
+            _ => XfrmLookup::Kernel,
+        }
     }
 }
 
@@ -425,10 +432,11 @@ mod tests {
         let policies = XfrmPolicies::new(vec![(Direction::Fwd, protected("10.0.1.0", 5))]);
         assert!(policies.concerns_received(&error) && policies.see_more_than_addresses());
         assert!(!policies.concerns_received(&Flow { sport: 8, ..error }));
-        assert!(!policies.concerns_error(&error), "it is for received packets");
+        let passes = |it: &XfrmPolicies| matches!(it.lookup_error(&error, 0), XfrmLookup::Pass);
+        assert!(passes(&policies), "it is for received packets");
         let permission = Policy { has_icmp: true, ..policy("10.0.1.0", 5) };
         let policies = XfrmPolicies::new(vec![(Direction::Out, permission)]);
-        assert!(policies.concern_sent(Family::Ipv4) && policies.concerns_error(&error));
+        assert!(policies.concern_sent(Family::Ipv4) && !passes(&policies));
         assert!(policies.concerns_sent(&error), "what it quotes may match");
         assert!(!policies.concerns_sent(&Flow { sport: 8, ..error }));
         // Of errors, the kernel knows neither output interface nor mark.
@@ -436,6 +444,6 @@ mod tests {
         of_dev.selector.ifindex = 3;
         let list = vec![(Direction::Out, of_dev), (Direction::Out, protected("10.0.9.0", 6))];
         let policies = XfrmPolicies::new(list);
-        assert!(!policies.concerns_sent(&error) && policies.concerns_error(&error));
+        assert!(!policies.concerns_sent(&error) && !passes(&policies));
     }
 }

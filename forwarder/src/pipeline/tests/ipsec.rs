@@ -40,7 +40,12 @@ fn outbound(config: StateConfig) -> OutboundState {
     state
 }
 
-fn policy(direction: Direction, src: &str, dst: &str, ends: [IpAddr; 2]) -> (Direction, Policy) {
+pub(super) fn policy(
+    direction: Direction,
+    src: &str,
+    dst: &str,
+    ends: [IpAddr; 2],
+) -> (Direction, Policy) {
     let prefix = |text: &str| {
         let (addr, len) = text.split_once('/').expect("a prefix");
         Prefix { addr: addr.parse().expect("an address"), len: len.parse().expect("a length") }

@@ -18,7 +18,7 @@ const REG: Reg = Reg(0);
 
 type Rules = Vec<Vec<Expr>>;
 
-fn counter() -> Expr {
+pub(super) fn counter() -> Expr {
     Expr::Counter { packets: 0, octets: 0 }
 }
 
@@ -56,7 +56,7 @@ fn interface(key: MetaKey, name: &str) -> Vec<Expr> {
 }
 
 /// `meta l4proto PROTOCOL`.
-fn of_protocol(protocol: Protocol) -> Vec<Expr> {
+pub(super) fn of_protocol(protocol: Protocol) -> Vec<Expr> {
     vec![
         Expr::Meta { dreg: REG, key: MetaKey::L4Proto },
         Expr::Cmp { sreg: REG, op: CmpOp::Eq, data: vec![protocol.0] },
@@ -68,7 +68,7 @@ fn and(parts: impl IntoIterator<Item = Vec<Expr>>) -> Vec<Expr> {
 }
 
 /// A table of base chains at the hooks; `drops`: their policy.
-fn ruleset(chains: Vec<(Hook, Rules)>, drops: bool) -> Ruleset {
+pub(super) fn ruleset(chains: Vec<(Hook, Rules)>, drops: bool) -> Ruleset {
     let chain = |(hook, rules): (Hook, Rules)| {
         let base = BaseChain {
             kind: "filter".to_owned(),
@@ -95,8 +95,8 @@ fn ruleset(chains: Vec<(Hook, Rules)>, drops: bool) -> Ruleset {
 }
 
 /// A gateway with a ruleset and the connections that it carries.
-struct Filtering {
-    gateway: Gateway,
+pub(super) struct Filtering {
+    pub gateway: Gateway,
     registry: NetHooks,
     flows: Arc<FlowTable>,
     writer: FlowWriter,
@@ -108,7 +108,7 @@ impl Filtering {
         Filtering::of(gateway_of(net, state, outer), ruleset)
     }
 
-    fn of(mut gateway: Gateway, ruleset: Ruleset) -> Filtering {
+    pub fn of(mut gateway: Gateway, ruleset: Ruleset) -> Filtering {
         let (flows, writer) = FlowTable::new(8, 9);
         flows.set_valid(gateway.lab.now_ns);
         let mut registry = NetHooks::new(1);
@@ -144,13 +144,13 @@ impl Filtering {
     }
 
     /// Packets that each rule has counted.
-    fn counted(&self) -> Vec<u64> {
+    pub fn counted(&self) -> Vec<u64> {
         let nft = self.registry.nft().expect("a ruleset");
         let counters = 0..nft.program().counters().len();
         counters.map(|counter| nft.counted(counter).0).collect()
     }
 
-    fn punted(&mut self) -> Vec<Vec<u8>> {
+    pub fn punted(&mut self) -> Vec<Vec<u8>> {
         self.gateway.lab.punted()
     }
 }

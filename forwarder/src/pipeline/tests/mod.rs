@@ -12,6 +12,7 @@ mod icmp4;
 mod icmp6;
 mod ingress;
 mod ipsec;
+mod ipsec_errors;
 mod ipsec_rules;
 mod ipv4;
 mod ipv6;
