@@ -64,12 +64,16 @@ pub struct FibInfo {
     pub mtu: u32,
     /// RTA_PREFSRC: the source address of our own packets.
     pub prefsrc: Option<IpAddr>,
+    /// `fib_scope`, RT_SCOPE_*: the source of our own packets has no narrower one.
+    pub scope: u8,
+    /// RTAX_HOPLIMIT: TTL or hop limit of our own packets; 0: the interface's or the namespace's.
+    pub hop_limit: u8,
 }
 
 impl FibInfo {
     /// A route of a type that has no next hop.
     pub fn special(kind: RouteType) -> FibInfo {
-        FibInfo { kind, nexthops: Nexthops::new(), mtu: 0, prefsrc: None }
+        FibInfo { kind, nexthops: Nexthops::new(), mtu: 0, prefsrc: None, scope: 0, hop_limit: 0 }
     }
 
     /// The next hop for a flow: hash-threshold by the weights of the next hops that are not dead (RFC

@@ -48,7 +48,7 @@ impl<'a> Dst<'a> {
         tables: &'a Tables,
     ) -> Result<Dst<'a>, Exit> {
         let dev = nexthop.dev.ok_or(Exit::Punt(PuntReason::ForeignOif))?;
-        let dev = tables.links.dev(dev).ok_or(Exit::Punt(PuntReason::NotReady))?;
+        let dev = tables.links.dev(dev).ok_or(Exit::Punt(PuntReason::OifLeft))?;
         let port = dev.port.ok_or(Exit::Punt(PuntReason::ForeignOif))?;
         if dev.noarp {
             // Without neighbours the link-layer header is not known.
@@ -73,6 +73,20 @@ impl<'a> Dst<'a> {
             source_validation: SourceValidation::ByRoute,
             redirect: false,
         }
+    }
+
+    /// `ip4_dst_hoplimit`: the TTL of our own packets.
+    pub fn ip4_dst_hoplimit(&self, tables: &Tables) -> u8 {
+        first_set([self.of_route(), tables.sysctl.ip_default_ttl])
+    }
+
+    /// `ip6_dst_hoplimit`: the hop limit of our own packets.
+    pub fn ip6_dst_hoplimit(&self, tables: &Tables) -> u8 {
+        first_set([self.of_route(), self.dev.hop_limit, tables.sysctl.hop_limit])
+    }
+
+    fn of_route(&self) -> u8 {
+        self.info.map_or(0, |info| info.hop_limit)
     }
 
     /// The router that packets are sent to; `None`: they are sent to the destination itself.
@@ -186,4 +200,9 @@ impl HhCache {
         header[..8].copy_from_slice(&self.first);
         header[8..12].copy_from_slice(&self.rest);
     }
+}
+
+/// The first that is not 0.
+fn first_set<const N: usize>(limits: [u8; N]) -> u8 {
+    limits.into_iter().find(|limit| *limit != 0).unwrap_or(0)
 }

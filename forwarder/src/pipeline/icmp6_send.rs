@@ -35,6 +35,9 @@ pub(super) fn icmp6_send(
 ) -> Result<(), PuntReason> {
     let hdr = Ipv6hdr::of(skb);
     let Some(dev) = ctx.tables.links.ifindex(skb.iif) else { return Ok(()) };
+    if ctx.tables.sysctl.icmp6_errors_extended && is_extended(error.icmp_type) {
+        return Err(PuntReason::IcmpExtension);
+    }
     // (e.3), (e.4): not to multicast, except for path MTU discovery and options that require it.
     let group = ipv6_addr_is_multicast(hdr.daddr) || is_l2_multicast(skb);
     if group && !is_for_multicast_too(skb, error) {
@@ -68,6 +71,11 @@ pub(super) fn icmp6_send(
         ctx.state.limiter.global_consume();
     }
     send(skb, (saddr, hdr.saddr), error, &dst, ctx)
+}
+
+/// Whether errors of a type may have extension objects (`icmp6_ext_append`).
+fn is_extended(icmp_type: u8) -> bool {
+    matches!(Icmpv6Type(icmp_type), Icmpv6Type::DEST_UNREACH | Icmpv6Type::TIME_EXCEED)
 }
 
 /// Packet Too Big, and Parameter Problem about an option that requests it for multicast as well.
@@ -147,7 +155,8 @@ fn send<'a>(
     let quote = packet.get(..QUOTE_MAX).unwrap_or(packet);
     let Some(mut reply) = SkBuff::alloc_skb(ctx.pool, HEADROOM) else { return Ok(()) };
     (reply.port, reply.tstamp_ns) = (skb.port, ctx.now_ns);
-    if fill(&mut reply, addrs, error, quote, ctx).is_err() {
+    let hop_limit = dst.ip6_dst_hoplimit(ctx.tables);
+    if fill(&mut reply, addrs, hop_limit, error, quote, ctx).is_err() {
         ctx.consume_skb(reply);
         return Ok(());
     }
@@ -168,6 +177,7 @@ fn send<'a>(
 fn fill(
     reply: &mut SkBuff,
     (saddr, daddr): (Ipv6Addr, Ipv6Addr),
+    hop_limit: u8,
     error: &IcmpError,
     quote: &[u8],
     ctx: &Ctx<'_>,
@@ -179,12 +189,10 @@ fn fill(
     EthernetFrame::new_unchecked(mac).set_ethertype(EtherType::IPV6);
     let (header, icmp) = packet.split_at_mut(HEADER_LEN);
     let mut ipv6 = Ipv6Packet::new_unchecked(header);
-    // auto_flowlabels: the same label for the same flow (RFC 6437).
-    let label = mix32(ctx.state.hash_seed ^ daddr.to_bits() as u64 ^ (saddr.to_bits() as u64) << 1);
-    ipv6.set_version_class_flow(0, label);
+    ipv6.set_version_class_flow(0, ip6_make_flowlabel(saddr, daddr, ctx));
     ipv6.set_payload_len(payload_len as u16);
     ipv6.set_next_header(Protocol::ICMPV6);
-    ipv6.set_hop_limit(ctx.tables.sysctl.hop_limit);
+    ipv6.set_hop_limit(hop_limit);
     ipv6.set_src_addr(saddr);
     ipv6.set_dst_addr(daddr);
     let mut icmp = Icmpv6Packet::new_unchecked(icmp);
@@ -198,6 +206,19 @@ fn fill(
     reply.set_network_header(ethernet::HEADER_LEN);
     reply.set_transport_header(ethernet::HEADER_LEN + HEADER_LEN);
     Ok(())
+}
+
+/// `ip6_make_flowlabel`: the same label for the same flow (RFC 6437).
+fn ip6_make_flowlabel(saddr: Ipv6Addr, daddr: Ipv6Addr, ctx: &Ctx<'_>) -> u32 {
+    /// IPV6_FLOWLABEL_STATELESS_FLAG.
+    const STATELESS: u32 = 0x80000;
+    let sysctl = &ctx.tables.sysctl;
+    if !sysctl.auto_flowlabels {
+        return 0;
+    }
+    let label = mix32(ctx.state.hash_seed ^ daddr.to_bits() as u64 ^ (saddr.to_bits() as u64) << 1);
+    let label = label & 0xf_ffff;
+    if sysctl.flowlabel_state_ranges { label | STATELESS } else { label }
 }
 
 fn count(error: &IcmpError, ctx: &Ctx<'_>) {

@@ -6,7 +6,7 @@
 use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
 use super::headers::Iphdr;
-use super::inet_addr::{fib_result_prefsrc, inet_select_addr};
+use super::inet_addr::fib_result_prefsrc;
 use super::ip_options::{Echo, IpOptions};
 use super::ip_rcv_options::options_context;
 use super::local_out::local_out;
@@ -15,7 +15,7 @@ use super::{Ctx, Exit, IcmpError};
 use crate::netfilter::Family;
 use crate::skb::{HEADROOM, NoRoom, SkBuff};
 use crate::stats::{DropReason, Mib, PuntReason};
-use crate::tables::Link;
+use crate::tables::{Link, RT_SCOPE_LINK};
 use crate::wire::ethernet::{self, EthernetFrame};
 use crate::wire::icmpv4::{self, Icmpv4Packet, Icmpv4Type, unreach};
 use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
@@ -42,6 +42,9 @@ pub(super) fn icmp_send(
 ) -> Result<(), PuntReason> {
     let iph = Iphdr::of(skb);
     let Some(dev) = ctx.tables.links.ifindex(skb.iif) else { return Ok(()) };
+    if ctx.tables.sysctl.icmp_errors_extended && is_extended(error.icmp_type) {
+        return Err(PuntReason::IcmpExtension);
+    }
     // Not about link-layer multicast or broadcast.
     if is_l2_multicast(skb) {
         return Ok(());
@@ -86,6 +89,14 @@ pub(super) fn icmp_send(
     send(skb, &message, &dst, ctx)
 }
 
+/// Whether errors of a type may have extension objects (`icmp_ext_append`).
+fn is_extended(icmp_type: u8) -> bool {
+    matches!(
+        Icmpv4Type(icmp_type),
+        Icmpv4Type::DEST_UNREACH | Icmpv4Type::TIME_EXCEEDED | Icmpv4Type::PARAMETERPROB
+    )
+}
+
 /// `icmpv4_mask_allow`: whether the rate limits apply to this error.
 fn is_limited(error: &IcmpError, ctx: &Ctx<'_>) -> bool {
     // Path MTU discovery is not rate limited.
@@ -100,7 +111,8 @@ fn is_limited(error: &IcmpError, ctx: &Ctx<'_>) -> bool {
 /// received the packet if icmp_errors_use_inbound_ifaddr is set, else the one that the route prefers.
 fn icmp_route_lookup<'a>(iph: &Iphdr, dev: &Link, ctx: &Ctx<'a>) -> Result<(Dst<'a>, u32), Exit> {
     let inbound = ctx.tables.sysctl.icmp_errors_use_inbound_ifaddr;
-    let saddr = if inbound { inet_select_addr(ctx.tables, dev, iph.saddr) } else { 0 };
+    let saddr =
+        if inbound { ctx.tables.links.inet_select_addr(dev, iph.saddr, RT_SCOPE_LINK) } else { 0 };
     let dst = ip_route_output(iph.saddr, saddr, ctx)?;
     let saddr = if saddr != 0 { saddr } else { fib_result_prefsrc(ctx.tables, &dst) };
     Ok((dst, if saddr != 0 { saddr } else { INADDR_DUMMY }))
@@ -152,7 +164,8 @@ fn send<'a>(
     (reply.port, reply.tstamp_ns) = (skb.port, ctx.now_ns);
     let ident = ctx.state.ip_id;
     ctx.state.ip_id = ident.wrapping_add(1);
-    if fill(&mut reply, message, quote, ident, ctx).is_err() {
+    let ttl = dst.ip4_dst_hoplimit(ctx.tables);
+    if fill(&mut reply, message, quote, (ident, ttl)).is_err() {
         ctx.consume_skb(reply);
         return Ok(());
     }
@@ -174,8 +187,7 @@ fn fill(
     reply: &mut SkBuff,
     message: &Message<'_>,
     quote: &[u8],
-    ident: u16,
-    ctx: &Ctx<'_>,
+    (ident, ttl): (u16, u8),
 ) -> Result<(), NoRoom> {
     let options = message.options.as_ref().map_or(&[][..], |(_, echo)| echo.octets());
     let header_len = HEADER_LEN_MIN + options.len();
@@ -191,7 +203,7 @@ fn fill(
     ipv4.set_tos(message.tos & TOS_MASK | PREC_INTERNETCONTROL);
     ipv4.set_total_len(total_len as u16);
     ipv4.set_ident(ident);
-    ipv4.set_ttl(ctx.tables.sysctl.ip_default_ttl);
+    ipv4.set_ttl(ttl);
     ipv4.set_protocol(Protocol::ICMP);
     ipv4.set_src_addr(message.saddr.into());
     ipv4.set_dst_addr(message.daddr.into());

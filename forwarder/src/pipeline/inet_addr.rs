@@ -1,33 +1,17 @@
 //! Selection of our IPv4 address for a route or an interface, and classification of addresses (the
 //! kernel's net/ipv4/devinet.c and fib_semantics.c).
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use super::dst::Dst;
 use crate::fib::{FibInfo, FibResult, Flow, RouteType};
-use crate::tables::{LOOPBACK_IFINDEX, Link, Tables};
-use crate::wire::ipv4::{ipv4_is_lbcast, ipv4_is_loopback, ipv4_is_multicast, ipv4_is_zeronet};
+use crate::tables::{InIfaddr, LOOPBACK_IFINDEX, Link, Tables};
+use crate::wire::ipv4::{ipv4_is_lbcast, ipv4_is_multicast, ipv4_is_zeronet};
 
 /// `fib_result_prefsrc`: the source address of a route. 0: there is none.
 pub(super) fn fib_result_prefsrc(tables: &Tables, dst: &Dst<'_>) -> u32 {
-    match (dst.prefsrc(), dst.gateway()) {
-        (Some(IpAddr::V4(prefsrc)), _) => prefsrc.to_bits(),
-        (_, Some(IpAddr::V4(gateway))) => inet_select_addr(tables, dst.dev, gateway.to_bits()),
-        _ => inet_select_addr(tables, dst.dev, 0),
-    }
-}
-
-/// `inet_select_addr`: the interface's address on the subnet of `dst`, else its first, else the
-/// first of any interface. 0: there is none.
-pub(super) fn inet_select_addr(tables: &Tables, dev: &Link, dst: u32) -> u32 {
-    let on_subnet = dev.addrs4.iter().find(|&&(local, len)| dst == 0 || in_prefix(local, len, dst));
-    let of_dev = on_subnet.or_else(|| dev.addrs4.first());
-    let of_any = || {
-        let all = tables.links.iter().flat_map(|link| &link.addrs4);
-        // Addresses of scope host are excluded.
-        all.into_iter().find(|addr| !ipv4_is_loopback(addr.0))
-    };
-    of_dev.or_else(of_any).map_or(0, |addr| addr.0.to_bits())
+    dst.info
+        .map_or(0, |info| tables.links.fib_result_prefsrc(info, dst.dev, dst.gateway().copied()))
 }
 
 /// `fib_compute_spec_dst`: our address as seen by the sender of a forwarded packet.
@@ -35,17 +19,12 @@ pub(super) fn fib_compute_spec_dst(tables: &Tables, dev: &Link, saddr: u32) -> u
     let flow = Flow { saddr: 0, daddr: saddr, iif: LOOPBACK_IFINDEX, mark: 0 };
     let route_back = match tables.fib4.fib_lookup(&flow) {
         FibResult::Route(info) if info.kind == RouteType::Unicast => info,
-        _ => return inet_select_addr(tables, dev, saddr),
+        _ => return tables.links.inet_select_addr(dev, saddr, 0),
     };
-    if let Some(IpAddr::V4(prefsrc)) = route_back.prefsrc {
-        return prefsrc.to_bits();
-    }
     let nexthop = route_back.nexthops.iter().find(|nexthop| !nexthop.dead);
     let oif = nexthop.and_then(|nexthop| tables.links.ifindex(nexthop.oif)).unwrap_or(dev);
-    match nexthop.and_then(|nexthop| nexthop.gateway) {
-        Some(IpAddr::V4(gateway)) => inet_select_addr(tables, oif, gateway.to_bits()),
-        _ => inet_select_addr(tables, oif, 0),
-    }
+    let gateway = nexthop.and_then(|nexthop| nexthop.gateway);
+    tables.links.fib_result_prefsrc(route_back, oif, gateway)
 }
 
 /// `inet_addr_type` is RTN_UNICAST: the address belongs to another host.
@@ -63,12 +42,7 @@ pub(super) fn is_unicast_elsewhere(tables: &Tables, addr: u32) -> bool {
 
 /// `inet_addr_onlink`: one of our prefixes on the interface contains both addresses.
 pub(super) fn inet_addr_onlink(dev: &Link, a: u32, b: Option<u32>) -> bool {
-    dev.addrs4
-        .iter()
-        .any(|&(local, len)| in_prefix(local, len, a) && b.is_none_or(|b| in_prefix(local, len, b)))
-}
-
-fn in_prefix(local: Ipv4Addr, len: u8, addr: u32) -> bool {
-    let host_bits = 32 - u32::from(len.min(32));
-    (local.to_bits() ^ addr).checked_shr(host_bits).unwrap_or(0) == 0
+    let are_on =
+        |addr: &InIfaddr| addr.inet_ifa_match(a) && b.is_none_or(|b| addr.inet_ifa_match(b));
+    dev.addrs4.iter().any(are_on)
 }

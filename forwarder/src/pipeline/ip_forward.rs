@@ -5,7 +5,7 @@
 use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
 use super::headers::Iphdr;
-use super::inet_addr::inet_select_addr;
+use super::inet_addr::fib_result_prefsrc;
 use super::ip_options::IpOptions;
 use super::mode::Mode;
 use super::nf_hook::{Devices, HooksRan, nf_hook};
@@ -16,7 +16,6 @@ use crate::stats::{DropReason, Mib, PuntReason};
 use crate::tables::Link;
 use crate::wire::icmpv4::{Icmpv4Type, exceeded, unreach};
 use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
-use std::net::IpAddr;
 
 /// `ip_forward`, up to its first write. `may_redirect`: a redirect may be due.
 #[inline(always)]
@@ -97,13 +96,8 @@ pub(super) fn decrease_ttl(skb: &mut SkBuff) {
 #[cold]
 fn ip_forward_options(skb: &mut SkBuff, mut options: IpOptions, dst: &Dst<'_>, ctx: &Ctx<'_>) {
     let mut ipv4 = Ipv4Packet::new_unchecked(skb.network_header_mut());
-    let daddr = ipv4.dst_addr().to_bits();
     // ip_rt_get_source: by the packet's route.
-    let our_addr = || match (dst.prefsrc(), dst.gateway()) {
-        (Some(IpAddr::V4(prefsrc)), _) => prefsrc.to_bits(),
-        (_, Some(IpAddr::V4(gateway))) => inet_select_addr(ctx.tables, dst.dev, gateway.to_bits()),
-        _ => inet_select_addr(ctx.tables, dst.dev, daddr),
-    };
+    let our_addr = || fib_result_prefsrc(ctx.tables, dst);
     if let Some(octets) = options.forwarded(our_addr) {
         let area = ipv4.option_octets_mut();
         if area.len() == octets.len() {

@@ -12,13 +12,13 @@ use super::headers::Iphdr;
 use super::inet_addr::inet_addr_onlink;
 use super::ip_error::{RouteError, ip_error};
 use super::{Ctx, Exit};
-use crate::fib::{FibInfo, FibResult, Flow, RouteType};
+use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::hash_table::mix;
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
 use crate::tables::{LOOPBACK_IFINDEX, Link, RpFilter};
 use crate::wire::ipv4::{ipv4_is_lbcast, ipv4_is_loopback, ipv4_is_multicast, ipv4_is_zeronet};
-use crate::wire::{FlowKey, Ipv4Packet};
+use crate::wire::{FlowKey, HashFields, Ipv4Packet, Protocol};
 
 /// `ip_route_input`: the route of a received packet, and `ip_error` if there is none.
 #[inline(always)]
@@ -53,8 +53,7 @@ pub(super) fn ip_route_input<'a, 'k>(
     }
     let has_all_locals = routes.has_all_locals;
     let dst = routes.hint4.by(info, dev.ifindex, || {
-        let hash = || multipath_hash(skb, ctx);
-        let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
+        let nexthop = fib_select_path(info, || multipath_hash(skb, ctx))?;
         let dst = Dst::new(info, nexthop, tables)?;
         Ok(Dst {
             source_validation: SourceValidation::of(dev, dst.dev.ifindex, has_all_locals),
@@ -231,15 +230,75 @@ fn is_redirect_due(saddr: u32, dst: &Dst<'_>) -> bool {
     dst.dev.shared_media || inet_addr_onlink(dst.dev, saddr, gateway)
 }
 
+/// The next hop of a packet. `hash`: see [`FibInfo::select`].
+///
+/// # Errors
+/// The kernel selects it, or no next hop is alive.
+#[inline]
+pub(super) fn fib_select_path(
+    info: &FibInfo,
+    hash: impl FnOnce() -> Result<u32, Exit>,
+) -> Result<&Nexthop, Exit> {
+    let hash = if info.nexthops.len() > 1 { hash()? } else { 0 };
+    info.select(|| hash).ok_or(LEFT)
+}
+
+/// The kernel has to select the next hop.
+pub(super) const LEFT: Exit = Exit::Punt(PuntReason::RouteUnsupported);
+
 /// `fib_multipath_hash`.
+///
+/// # Errors
+/// The kernel selects the next hop.
 #[cold]
-fn multipath_hash(skb: &SkBuff, ctx: &Ctx<'_>) -> u32 {
+fn multipath_hash(skb: &SkBuff, ctx: &Ctx<'_>) -> Result<u32, Exit> {
     let packet = Ipv4Packet::new_unchecked(skb.network_header());
-    let key = match ctx.tables.sysctl.multipath_hash_policy4 {
-        0 => FlowKey::l3_ipv4(&packet),
-        _ => FlowKey::l4_ipv4(&packet),
+    let sysctl = &ctx.tables.sysctl;
+    let key = match MultipathHash::of(sysctl.multipath_hash_policy4, sysctl.multipath_hash_fields4)
+    {
+        _ if sysctl.multipath_use_neigh => return Err(LEFT),
+        None => return Err(LEFT),
+        Some(hash) if hash.is_left(packet.protocol()) => return Err(LEFT),
+        Some(MultipathHash::L3) => FlowKey::l3_ipv4(&packet),
+        // Also of an ICMP error.
+        Some(MultipathHash::Inside) => FlowKey::of_fields_ipv4(&packet, HashFields::ADDRESSES),
+        Some(MultipathHash::L4) => FlowKey::l4_ipv4(&packet),
+        Some(MultipathHash::Fields(fields)) => FlowKey::of_fields_ipv4(&packet, fields),
     };
-    key.hash(ctx.state.hash_seed)
+    Ok(key.hash(ctx.state.hash_seed))
+}
+
+/// `fib_multipath_hash_policy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MultipathHash {
+    L3,
+    L4,
+    /// The addresses inside a tunnel.
+    Inside,
+    Fields(HashFields),
+}
+
+impl MultipathHash {
+    /// `None`: a policy that is not known here.
+    pub fn of(policy: u8, fields: HashFields) -> Option<MultipathHash> {
+        match policy {
+            0 => Some(MultipathHash::L3),
+            1 => Some(MultipathHash::L4),
+            2 => Some(MultipathHash::Inside),
+            3 => Some(MultipathHash::Fields(fields)),
+            _ => None,
+        }
+    }
+
+    /// Whether the kernel looks into packets of this protocol, which is not done here (`__skb_flow_dissect`).
+    pub fn is_left(self, protocol: Protocol) -> bool {
+        let looks_inside = match self {
+            MultipathHash::L3 | MultipathHash::L4 => false,
+            MultipathHash::Inside => true,
+            MultipathHash::Fields(fields) => fields.are_of_inside(),
+        };
+        looks_inside && matches!(protocol, Protocol::IPIP | Protocol::IPV6 | Protocol::GRE)
+    }
 }
 
 /// The route of a packet of our own: `ip_route_output_key` for destination `daddr`.
@@ -254,8 +313,10 @@ pub(super) fn ip_route_output<'a>(daddr: u32, saddr: u32, ctx: &Ctx<'a>) -> Resu
         | FibResult::Rule(RouteType::Punt(reason)) => return Err(Exit::Punt(reason)),
         _ => return Err(Exit::Drop(DropReason::IpNoRoute)),
     };
-    let hash = || mix32(ctx.state.hash_seed ^ u64::from(daddr));
-    let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
+    let nexthop = fib_select_path(info, || match ctx.tables.sysctl.multipath_use_neigh {
+        true => Err(LEFT),
+        false => Ok(mix32(ctx.state.hash_seed ^ u64::from(daddr))),
+    })?;
     Dst::new(info, nexthop, ctx.tables)
 }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::burst_routes::BurstRoutes;
 use super::dst::Dst;
 use super::headers::Ipv6hdr;
-use super::route::mix32;
+use super::route::{LEFT, MultipathHash, fib_select_path, mix32};
 use super::{Ctx, Exit, IcmpError};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::skb::SkBuff;
@@ -17,7 +17,7 @@ use crate::wire::ipv6::{
     MTU_MIN, Scope, ipv6_addr_any, ipv6_addr_is_linklocal, ipv6_addr_is_multicast,
     ipv6_addr_is_unique_local, ipv6_addr_loopback, ipv6_addr_scope,
 };
-use crate::wire::{FlowKey, Ipv6Packet};
+use crate::wire::{FlowKey, HashFields, Ipv6Packet};
 
 /// `ip6_route_input`: the route of a received packet. Rejections are those of `ip6_pkt_discard`,
 /// `ip6_pkt_prohibit` and `dst_discard`.
@@ -48,8 +48,7 @@ pub(super) fn ip6_route_input<'a, 'k>(
         },
     };
     routes.hint6.by(info, flow.iif, || {
-        let hash = || multipath_hash(skb, ctx);
-        let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
+        let nexthop = fib_select_path(info, || multipath_hash(skb, ctx))?;
         dst6(info, nexthop, ctx.tables)
     })?;
     routes.hint6.learn(flow);
@@ -97,14 +96,25 @@ fn no_unicast_route(result: FibResult<'_>, hdr: &Ipv6hdr, ctx: &Ctx<'_>) -> Exit
 }
 
 /// `rt6_multipath_hash`.
+///
+/// # Errors
+/// The kernel selects the next hop.
 #[cold]
-fn multipath_hash(skb: &SkBuff, ctx: &Ctx<'_>) -> u32 {
+fn multipath_hash(skb: &SkBuff, ctx: &Ctx<'_>) -> Result<u32, Exit> {
     let packet = Ipv6Packet::new_unchecked(skb.network_header());
-    let key = match ctx.tables.sysctl.multipath_hash_policy6 {
-        0 => FlowKey::l3_ipv6(&packet),
-        _ => FlowKey::l4_ipv6(&packet),
+    let sysctl = &ctx.tables.sysctl;
+    let protocol = packet.upper_layer().map_or(packet.next_header(), |upper| upper.protocol);
+    let key = match MultipathHash::of(sysctl.multipath_hash_policy6, sysctl.multipath_hash_fields6)
+    {
+        None => return Err(LEFT),
+        Some(hash) if hash.is_left(protocol) => return Err(LEFT),
+        Some(MultipathHash::L3) => FlowKey::l3_ipv6(&packet),
+        // Also of an ICMPv6 error.
+        Some(MultipathHash::Inside) => FlowKey::of_fields_ipv6(&packet, HashFields::L3_IPV6),
+        Some(MultipathHash::L4) => FlowKey::l4_ipv6(&packet),
+        Some(MultipathHash::Fields(fields)) => FlowKey::of_fields_ipv6(&packet, fields),
     };
-    key.hash(ctx.state.hash_seed)
+    Ok(key.hash(ctx.state.hash_seed))
 }
 
 /// The route of a packet of our own to `daddr`. A link-local address is on the link of `dev`.
@@ -129,7 +139,7 @@ pub(super) fn ip6_route_output<'a>(
     };
     let seed = ctx.state.hash_seed;
     let hash = || mix32(seed ^ daddr.to_bits() as u64 ^ (daddr.to_bits() >> 64) as u64);
-    let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
+    let nexthop = fib_select_path(info, || Ok(hash()))?;
     dst6(info, nexthop, ctx.tables)
 }
 

@@ -128,12 +128,15 @@ pub(super) fn xfrm_output<'a, M: Mode>(
     ctx: &mut Ctx<'a>,
 ) -> Result<PostRouted, Exit> {
     let daddr = bundle.state.state().config().dst;
+    let outer = &bundle.outer;
     let (pf, protocol, hop_limit, requests) = match daddr {
         IpAddr::V4(_) => {
-            (Family::Ip, EtherType::IPV4, ctx.tables.sysctl.ip_default_ttl, Mib::IpOutRequests)
+            let ttl = outer.ip4_dst_hoplimit(ctx.tables);
+            (Family::Ip, EtherType::IPV4, ttl, Mib::IpOutRequests)
         }
         IpAddr::V6(_) => {
-            (Family::Ip6, EtherType::IPV6, ctx.tables.sysctl.hop_limit, Mib::Ip6OutRequests)
+            let hop_limit = outer.ip6_dst_hoplimit(ctx.tables);
+            (Family::Ip6, EtherType::IPV6, hop_limit, Mib::Ip6OutRequests)
         }
     };
     if ctx.hooks.see_own_packets(pf) {

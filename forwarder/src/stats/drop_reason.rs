@@ -158,7 +158,9 @@ reasons! {
         Local = "LOCAL",
         /// The outgoing interface is not one of our ports.
         ForeignOif = "FOREIGN_OIF",
-        /// A route type that is not mirrored (encapsulation, multicast, …).
+        /// The outgoing interface is a port that is left to the kernel, for the reason in `ferroute status`.
+        OifLeft = "OIF_LEFT",
+        /// A route that only the kernel can apply (encapsulation, multicast, a resilient nexthop group, …).
         RouteUnsupported = "ROUTE_UNSUPPORTED",
         /// A rule with a selector or action that is not mirrored.
         RuleUnsupported = "RULE_UNSUPPORTED",
@@ -190,6 +192,8 @@ reasons! {
         /// A fragment of an IPsec packet to this router that only the kernel can reassemble: others are missing, the
         /// packet is too long, or there is no memory.
         Fragment = "FRAGMENT",
+        /// An ICMP error is due, which the kernel sends with an extension (RFC 4884).
+        IcmpExtension = "ICMP_EXTENSION",
         /// The neighbour is not resolved, and the kernel would have to send the error if it cannot be: hook
         /// functions or IPsec policies see the router's own packets.
         NeighUnresolved = "NEIGH_UNRESOLVED",

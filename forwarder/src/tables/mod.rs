@@ -5,6 +5,7 @@
 //! route change does not copy a table.
 
 pub mod epochs;
+mod in_ifaddr;
 pub mod publish;
 pub mod vlan;
 pub mod xfrm;
@@ -16,8 +17,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::fib::{FamilyFib, Lpm4, Lpm6};
 use crate::hash_table::{HashTable, Slot, mix};
 use crate::neigh::NeighTable;
+use crate::wire::HashFields;
 
 pub use epochs::Epochs;
+pub use in_ifaddr::{InIfaddr, RT_SCOPE_LINK};
 pub use publish::{Published, Snapshot};
 pub use vlan::{EgressTag, Tag, TagStack, Vlan};
 pub use xfrm::{Wanted, XfrmLookup, XfrmPolicies, XfrmStates};
@@ -77,6 +80,8 @@ pub struct Link {
     pub mtu: u32,
     /// IPv6 MTU in octets (sysctl net.ipv6.conf.*.mtu), at most `mtu`.
     pub mtu6: u32,
+    /// net.ipv6.conf.*.hop_limit, which router advertisements may set; 0: it has no IPv6.
+    pub hop_limit: u8,
     /// IFF_UP and carrier: packets may be sent on it.
     pub up: bool,
     /// Point to point or without ARP (IFF_NOARP): next hops are not resolved.
@@ -103,8 +108,8 @@ pub struct Link {
     /// Frames may be received with partial TCP/UDP checksums (veth and other virtual devices), which are
     /// recognised and completed.
     pub partial_csum: bool,
-    /// IPv4 addresses with prefix length, primary ones first; the kernel's order.
-    pub addrs4: Vec<(Ipv4Addr, u8)>,
+    /// IPv4 addresses, primary ones first; the kernel's order.
+    pub addrs4: Vec<InIfaddr>,
     /// Broadcast addresses of `addrs4`.
     pub broadcasts4: Vec<Ipv4Addr>,
     /// IPv6 addresses with prefix length that may be used as a source (not tentative).
@@ -123,6 +128,7 @@ impl Link {
             mac: [0; 6],
             mtu: 1500,
             mtu6: 1500,
+            hop_limit: 0,
             up: true,
             noarp: false,
             forwarding4: false,
@@ -185,7 +191,7 @@ impl Links {
             Some(Tagged { stack: TagStack::of(port, vlan)?, dev: vlan.dev })
         };
         let by_tags = HashTable::new(links.iter().filter_map(stack));
-        let own = links.iter().flat_map(|link| link.addrs4.iter().map(|addr| addr.0));
+        let own = links.iter().flat_map(|link| link.addrs4.iter().map(|addr| addr.local));
         let broadcasts = links.iter().flat_map(|link| link.broadcasts4.iter().copied());
         let local = own.chain(broadcasts).filter(|addr| !addr.is_unspecified());
         let local4 = HashTable::new(local.map(|addr| LocalAddr(addr.to_bits())));
@@ -198,7 +204,7 @@ impl Links {
     /// linear search.
     pub fn is_own4(&self, addr: u32) -> bool {
         let addr = Ipv4Addr::from_bits(addr);
-        self.iter().any(|link| link.addrs4.iter().any(|own| own.0 == addr))
+        self.iter().any(|link| link.addrs4.iter().any(|own| own.local == addr))
     }
 
     /// Whether it is one of our addresses or broadcast addresses.
@@ -291,8 +297,12 @@ impl Slot for LocalAddr {
 pub struct Sysctls {
     /// net.ipv4.ip_default_ttl, for packets of our own.
     pub ip_default_ttl: u8,
-    /// net.ipv6.conf.all.hop_limit, for packets of our own.
+    /// net.ipv6.conf.all.hop_limit, for packets of our own where neither route nor interface has one.
     pub hop_limit: u8,
+    /// net.ipv6.auto_flowlabels: whether our own packets have a flow label.
+    pub auto_flowlabels: bool,
+    /// net.ipv6.flowlabel_state_ranges: these labels are those from 0x80000 on.
+    pub flowlabel_state_ranges: bool,
     /// net.ipv4.icmp_ratelimit: minimum milliseconds between errors to one destination; 0: no limit.
     pub icmp_ratelimit_ms: u32,
     /// net.ipv4.icmp_ratemask: bit n set: type n is limited.
@@ -303,14 +313,25 @@ pub struct Sysctls {
     pub icmp_msgs_burst: u32,
     /// net.ipv4.icmp_errors_use_inbound_ifaddr.
     pub icmp_errors_use_inbound_ifaddr: bool,
+    /// net.ipv4.icmp_errors_extension_mask is not 0: the kernel sends errors with objects of RFC 4884.
+    pub icmp_errors_extended: bool,
+    /// net.ipv6.icmp.errors_extension_mask is not 0.
+    pub icmp6_errors_extended: bool,
     /// net.ipv6.icmp.ratelimit, milliseconds; 0: no limit.
     pub icmp6_ratelimit_ms: u32,
     /// net.ipv6.icmp.ratemask: bit n set: type n is limited. Errors are the types below 128.
     pub icmp6_ratemask: u128,
-    /// net.ipv4.fib_multipath_hash_policy: 0: addresses, 1: addresses, protocol and ports.
+    /// net.ipv4.fib_multipath_hash_policy: 0: addresses; 1: addresses, protocol and ports; 2: addresses, those inside a
+    /// tunnel if it is one; 3: [`Self::multipath_hash_fields4`].
     pub multipath_hash_policy4: u8,
     /// net.ipv6.fib_multipath_hash_policy.
     pub multipath_hash_policy6: u8,
+    /// net.ipv4.fib_multipath_hash_fields.
+    pub multipath_hash_fields4: HashFields,
+    /// net.ipv6.fib_multipath_hash_fields.
+    pub multipath_hash_fields6: HashFields,
+    /// net.ipv4.fib_multipath_use_neigh: next hops whose neighbour is not reachable are left out, which is the kernel's.
+    pub multipath_use_neigh: bool,
     /// net.ipv4.ip_forward_update_priority: forwarded IPv4 packets get the priority of their TOS.
     pub ip_forward_update_priority: bool,
     /// net.ipv4.ip_forward_use_pmtu. The kernel's learnt path MTUs are not mirrored: when set, IPv4 is
@@ -332,6 +353,10 @@ impl Default for Sysctls {
         Sysctls {
             ip_default_ttl: 64,
             hop_limit: 64,
+            auto_flowlabels: true,
+            flowlabel_state_ranges: true,
+            icmp_errors_extended: false,
+            icmp6_errors_extended: false,
             icmp_ratelimit_ms: 1000,
             icmp_ratemask: 6168,
             icmp_msgs_per_sec: 1000,
@@ -342,6 +367,9 @@ impl Default for Sysctls {
             icmp6_ratemask: !(1 << 2),
             multipath_hash_policy4: 0,
             multipath_hash_policy6: 0,
+            multipath_hash_fields4: HashFields::default(),
+            multipath_hash_fields6: HashFields::default(),
+            multipath_use_neigh: false,
             ip_forward_update_priority: true,
             ip_forward_use_pmtu: false,
             max_hbh_opts_number: 8,
@@ -397,7 +425,7 @@ mod tests {
         let mut links = Vec::new();
         for n in 0..100u8 {
             let mut link = Link::new(n.into(), "x");
-            link.addrs4 = vec![([10, n, 0, 1].into(), 24), ([10, n, 0, 2].into(), 24)];
+            link.addrs4 = [1, 2].map(|host| InIfaddr::new([10, n, 0, host].into(), 24)).into();
             link.broadcasts4 = vec![[10, n, 0, 3].into(), [0; 4].into()];
             links.push(link);
         }

@@ -21,6 +21,31 @@ pub struct FlowKey {
     pub flow_label: u32,
 }
 
+/// The kernel's `fib_multipath_hash_fields`, for `fib_multipath_hash_policy` 3: FIB_MULTIPATH_HASH_FIELD_*.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HashFields(pub u32);
+
+impl HashFields {
+    /// Source and destination.
+    pub const ADDRESSES: Self = HashFields(0x3);
+    /// Source, destination, protocol and flow label.
+    pub const L3_IPV6: Self = HashFields(0xf);
+
+    /// Whether there are fields of the packet inside a tunnel.
+    #[must_use]
+    pub fn are_of_inside(self) -> bool {
+        const OUTSIDE: u32 = 0x3f;
+        self.0 & !OUTSIDE != 0
+    }
+}
+
+impl Default for HashFields {
+    /// The kernel's default: addresses and protocol.
+    fn default() -> Self {
+        HashFields(0x7)
+    }
+}
+
 impl FlowKey {
     /// Addresses, protocol and ports: the kernel's `fib_multipath_hash_policy` 1.
     #[inline]
@@ -67,6 +92,31 @@ impl FlowKey {
             return Self::addrs_ipv6(&quoted);
         }
         Self::addrs_ipv6(packet)
+    }
+
+    /// The fields of an IPv4 packet that are in a set.
+    #[must_use]
+    pub fn of_fields_ipv4<T: AsRef<[u8]>>(packet: &Ipv4Packet<T>, fields: HashFields) -> Self {
+        Self::l4_ipv4(packet).with_only(fields)
+    }
+
+    /// The fields of an IPv6 packet that are in a set.
+    #[must_use]
+    pub fn of_fields_ipv6<T: AsRef<[u8]>>(packet: &Ipv6Packet<T>, fields: HashFields) -> Self {
+        let flow_label = packet.flow_label();
+        Self { flow_label, ..Self::l4_ipv6(packet) }.with_only(fields)
+    }
+
+    fn with_only(self, HashFields(fields): HashFields) -> Self {
+        let has = |bit: u32| fields >> bit & 1 != 0;
+        let port_mask = u32::from(has(4)) * 0xffff_0000 | u32::from(has(5)) * 0xffff;
+        Self {
+            src: if has(0) { self.src } else { 0 },
+            dst: if has(1) { self.dst } else { 0 },
+            protocol: if has(2) { self.protocol } else { Protocol(0) },
+            flow_label: if has(3) { self.flow_label } else { 0 },
+            ports: self.ports & port_mask,
+        }
     }
 
     #[inline]
@@ -183,6 +233,27 @@ mod tests {
         assert_eq!(FlowKey::l4_ipv4(&Ipv4Packet::new_unchecked(&octets)).ports, 0x0008_0000);
         let octets = ipv4(Protocol::ICMP, &PORTS);
         assert_eq!(FlowKey::l4_ipv4(&Ipv4Packet::new_unchecked(&octets)).ports, 0);
+    }
+
+    #[test]
+    fn only_the_fields_of_a_set_count() {
+        let octets = ipv4(Protocol::UDP, &PORTS);
+        let ipv4 = Ipv4Packet::new_unchecked(&octets);
+        let key = |fields| FlowKey::of_fields_ipv4(&ipv4, HashFields(fields));
+        assert_eq!(key(0x3f), FlowKey::l4_ipv4(&ipv4));
+        let none = key(0);
+        assert_eq!((none.src, none.dst, none.protocol, none.ports), (0, 0, Protocol(0), 0));
+        assert_eq!((key(1).src, key(2).dst), (0xc612_0102, 0xc612_0202));
+        assert_eq!(
+            (key(4).protocol, key(0x10).ports, key(0x20).ports),
+            (Protocol::UDP, 0x3039_0000, 53)
+        );
+        let octets = ipv6(Protocol::UDP, &PORTS);
+        let ipv6 = Ipv6Packet::new_unchecked(&octets);
+        let labels =
+            [8, 0x37].map(|fields| FlowKey::of_fields_ipv6(&ipv6, HashFields(fields)).flow_label);
+        assert_eq!(labels, [0x12345, 0]);
+        assert!(HashFields(0x40).are_of_inside() && !HashFields(0x3f).are_of_inside());
     }
 
     #[test]

@@ -90,7 +90,7 @@ pub use arp::ArpPacket;
 pub use error::Error;
 pub use esp::EspPacket;
 pub use ethernet::{EtherType, EthernetFrame, MacAddr};
-pub use flow::FlowKey;
+pub use flow::{FlowKey, HashFields};
 pub use icmp::IcmpPacket;
 pub use icmpv4::Icmpv4Packet;
 pub use icmpv6::Icmpv6Packet;

@@ -167,7 +167,7 @@ impl Lab {
     /// Whether an address is one of the router's own.
     pub fn is_own(&self, addr: IpAddr) -> bool {
         self.network.links.iter().any(|link| match addr {
-            IpAddr::V4(addr) => link.addrs4.iter().any(|own| own.0 == addr),
+            IpAddr::V4(addr) => link.addrs4.iter().any(|own| own.local == addr),
             IpAddr::V6(addr) => link.addrs6.iter().any(|own| own.0 == addr),
         })
     }

@@ -1,7 +1,7 @@
 //! `route get`: the result for one packet in the tables that workers use, in the format of `ip route get`.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::Serialize;
 
@@ -130,7 +130,8 @@ impl RouteGet {
         let link_mtu = link.map_or(0, |l| if self.dst.is_ipv4() { l.mtu } else { l.mtu6 });
         self.mtu = if info.mtu == 0 { link_mtu } else { info.mtu };
         if self.from.is_none() {
-            self.prefsrc = info.prefsrc.or_else(|| source(link?, self.dst, nexthop.gateway));
+            self.prefsrc =
+                info.prefsrc.or_else(|| source(tables, info, link?, self.dst, nexthop.gateway));
         }
         if nexthop.dev.is_none() {
             self.punt = Some(PuntReason::ForeignOif.name());
@@ -138,26 +139,30 @@ impl RouteGet {
     }
 }
 
-/// The interface's address on the next hop's subnet, else its first (`inet_select_addr`).
-fn source(link: &Link, dst: IpAddr, gateway: Option<IpAddr>) -> Option<IpAddr> {
-    match gateway.filter(|gw| gw.is_ipv4() == dst.is_ipv4()).unwrap_or(dst) {
-        IpAddr::V4(towards) => nearest(&link.addrs4, towards, 32, |addr| addr.to_bits().into()),
-        IpAddr::V6(towards) => nearest(&link.addrs6, towards, 128, Ipv6Addr::to_bits),
-    }
-}
-
-/// The first address whose subnet has `towards`, else the first; `width` is the number of `bits`.
-fn nearest<T: Copy + Into<IpAddr>>(
-    addrs: &[(T, u8)],
-    towards: T,
-    width: u8,
-    bits: impl Fn(T) -> u128,
+/// The source address that the kernel shows.
+fn source(
+    tables: &Tables,
+    info: &FibInfo,
+    link: &Link,
+    dst: IpAddr,
+    gateway: Option<IpAddr>,
 ) -> Option<IpAddr> {
-    let same = |(addr, len): &&(T, u8)| {
-        let shift = u32::from(width.saturating_sub(*len));
-        (bits(*addr) ^ bits(towards)).checked_shr(shift).unwrap_or(0) == 0
+    let nearest = |towards: Ipv6Addr| {
+        let is_near = |(addr, len): &&(Ipv6Addr, u8)| {
+            let shift = u32::from(128u8.saturating_sub(*len));
+            (addr.to_bits() ^ towards.to_bits()).checked_shr(shift).unwrap_or(0) == 0
+        };
+        let found = link.addrs6.iter().find(is_near).or(link.addrs6.first());
+        found.map(|(addr, _)| (*addr).into())
     };
-    addrs.iter().find(same).or(addrs.first()).map(|(addr, _)| (*addr).into())
+    match (dst, gateway) {
+        (IpAddr::V4(_), gateway) => {
+            let addr = tables.links.fib_result_prefsrc(info, link, gateway);
+            (addr != 0).then(|| Ipv4Addr::from_bits(addr).into())
+        }
+        (IpAddr::V6(_), Some(IpAddr::V6(gateway))) => nearest(gateway),
+        (IpAddr::V6(dst), _) => nearest(dst),
+    }
 }
 
 impl fmt::Display for RouteGet {

@@ -313,6 +313,8 @@ pub struct DevSysctls {
     pub force_forwarding: bool,
     /// net.ipv6.conf.*.mtu in octets; 0: the interface has no IPv6.
     pub mtu6: u32,
+    /// net.ipv6.conf.*.hop_limit; 0: the interface has no IPv6.
+    pub hop_limit: u8,
 }
 
 /// The mirrored state of the network namespace.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::state::DevSysctls;
 use crate::control::process::limits;
 use crate::tables::Sysctls;
+use crate::wire::HashFields;
 
 /// Maximum number of files kept open: the settings of the namespace and of some 20 interfaces.
 /// Others, and all when the process is short of descriptors, are opened each time.
@@ -123,9 +124,20 @@ pub fn read_all(files: &Files, custom_local_routes: bool) -> Sysctls {
     let octet = |path: &str, default: u8| files.read(path).unwrap_or(default);
     let switch =
         |path: &str, default: bool| files.read::<u32>(path).map_or(default, |value| value != 0);
+    let fields = |family: &str, default: HashFields| {
+        HashFields(number(&format!("{family}/fib_multipath_hash_fields"), default.0))
+    };
     Sysctls {
         ip_default_ttl: octet("ipv4/ip_default_ttl", default.ip_default_ttl),
         hop_limit: octet("ipv6/conf/all/hop_limit", default.hop_limit),
+        // IP6_AUTO_FLOW_LABEL_OPTOUT and _FORCED.
+        auto_flowlabels: matches!(octet("ipv6/auto_flowlabels", 1), 1 | 3),
+        flowlabel_state_ranges: switch(
+            "ipv6/flowlabel_state_ranges",
+            default.flowlabel_state_ranges,
+        ),
+        icmp_errors_extended: switch("ipv4/icmp_errors_extension_mask", false),
+        icmp6_errors_extended: switch("ipv6/icmp/errors_extension_mask", false),
         icmp_ratelimit_ms: number("ipv4/icmp_ratelimit", default.icmp_ratelimit_ms),
         icmp_ratemask: number("ipv4/icmp_ratemask", default.icmp_ratemask),
         icmp_msgs_per_sec: number("ipv4/icmp_msgs_per_sec", default.icmp_msgs_per_sec),
@@ -144,6 +156,9 @@ pub fn read_all(files: &Files, custom_local_routes: bool) -> Sysctls {
             "ipv6/fib_multipath_hash_policy",
             default.multipath_hash_policy6,
         ),
+        multipath_hash_fields4: fields("ipv4", default.multipath_hash_fields4),
+        multipath_hash_fields6: fields("ipv6", default.multipath_hash_fields6),
+        multipath_use_neigh: switch("ipv4/fib_multipath_use_neigh", default.multipath_use_neigh),
         ip_forward_update_priority: switch(
             "ipv4/ip_forward_update_priority",
             default.ip_forward_update_priority,
@@ -174,6 +189,7 @@ pub fn read_dev(files: &Files, name: &str) -> DevSysctls {
             .read::<i32>(&format!("ipv6/conf/{name}/force_forwarding"))
             .is_some_and(|value| value != 0),
         mtu6: files.read(&format!("ipv6/conf/{name}/mtu")).unwrap_or(0),
+        hop_limit: files.read(&format!("ipv6/conf/{name}/hop_limit")).unwrap_or(0),
     }
 }
 

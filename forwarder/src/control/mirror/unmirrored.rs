@@ -43,6 +43,7 @@ pub fn list(state: &RouterState, ports: &Ports) -> Vec<Unmirrored> {
                 .into(),
         });
     }
+    settings(state, &mut list);
     if rules_undecided(&state.rules6, Family::V6) {
         list.push(Unmirrored {
             what: "missing initial IPv6 rules".into(),
@@ -50,6 +51,60 @@ pub fn list(state: &RouterState, ports: &Ports) -> Vec<Unmirrored> {
         });
     }
     list
+}
+
+/// Settings in force that are left to the kernel.
+fn settings(state: &RouterState, list: &mut Vec<Unmirrored>) {
+    let sysctls = &state.sysctls;
+    let mut left = |what: String, why: &str| list.push(Unmirrored { what, why: why.to_owned() });
+    let hashes = [
+        (
+            "ipv4",
+            sysctls.multipath_hash_policy4,
+            sysctls.multipath_hash_fields4,
+            has_multipath(state, &state.routes4),
+        ),
+        (
+            "ipv6",
+            sysctls.multipath_hash_policy6,
+            sysctls.multipath_hash_fields6,
+            has_multipath(state, &state.routes6),
+        ),
+    ];
+    for (family, policy, fields, has_multipath) in hashes {
+        let looks_inside = policy == 2 || policy == 3 && fields.are_of_inside();
+        let what = format!("net.{family}.fib_multipath_hash_policy {policy}");
+        if has_multipath && looks_inside {
+            left(
+                what,
+                "the kernel looks into tunnels: packets of GRE, IPv4 and IPv6 in IP by routes with several next hops stay in it",
+            );
+        } else if has_multipath && policy > 3 {
+            left(what, "not known: packets by routes with several next hops stay in the kernel");
+        }
+    }
+    if sysctls.multipath_use_neigh && hashes[0].3 {
+        left(
+            "net.ipv4.fib_multipath_use_neigh".to_owned(),
+            "the kernel leaves out next hops that it cannot reach: packets by IPv4 routes with several next hops stay in it",
+        );
+    }
+    let extended = [
+        ("net.ipv4.icmp_errors_extension_mask", sysctls.icmp_errors_extended),
+        ("net.ipv6.icmp.errors_extension_mask", sysctls.icmp6_errors_extended),
+    ];
+    for (name, _) in extended.iter().filter(|(_, is_set)| *is_set) {
+        left(
+            (*name).to_owned(),
+            "errors with extensions are the kernel's to send: packets that they are about stay in it",
+        );
+    }
+}
+
+/// Whether a route has several next hops.
+fn has_multipath<A: RibAddr>(state: &RouterState, rib: &Rib<A>) -> bool {
+    let is_group = |id: u32| state.nexthops.get(&id).is_some_and(|nexthop| nexthop.group.len() > 1);
+    rib.bodies().iter().any(|(_, body)| body.nexthops.len() > 1 || is_group(body.nhid))
 }
 
 /// Ports and VLANs of ports.

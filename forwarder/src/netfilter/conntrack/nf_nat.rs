@@ -198,7 +198,7 @@ fn has_source(oif: &Link, key: &FlowKey) -> bool {
     match key.is_ipv4() {
         true => {
             let [source, _] = key.addresses4();
-            oif.addrs4.iter().any(|(address, _)| address.octets() == source)
+            oif.addrs4.iter().any(|own| own.local.octets() == source)
         }
         false => {
             let [source, _] = key.addresses6();

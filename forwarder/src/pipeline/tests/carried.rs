@@ -435,7 +435,7 @@ impl Router {
             }
             Step::Move(other) => {
                 let address = addr4(if other { "198.18.2.3" } else { "198.18.2.1" });
-                self.lab.net.links[2].addrs4 = vec![(address, 24)];
+                self.lab.net.links[2].addrs4 = vec![InIfaddr::new(address, 24)];
                 self.lab.publish();
             }
         }

@@ -141,7 +141,7 @@ fn the_source_is_that_of_the_route_to_the_sender() {
     // Default: the address on the subnet of the gateway.
     assert_eq!(source(Net::default()), addr4("198.18.2.1"));
     let mut net = Net::default();
-    net.links[2].addrs4.insert(0, (addr4("192.0.2.7"), 24));
+    net.links[2].addrs4.insert(0, InIfaddr::new(addr4("192.0.2.7"), 24));
     assert_eq!(source(net), addr4("198.18.2.1"));
     // The preferred source of the route.
     let mut net = Net::default();
@@ -159,6 +159,31 @@ fn the_source_is_that_of_the_route_to_the_sender() {
     let mut net = Net::default();
     net.links.iter_mut().for_each(|link| link.addrs4.clear());
     assert_eq!(source(net), addr4("192.0.0.8"));
+}
+
+#[test]
+fn the_ttl_of_errors_is_the_routes_or_the_default() {
+    let ttl = |net: Net| {
+        let sent = net.lab().one(V4 { ttl: 1, src: "10.1.1.1", ..V4::default() }.frame());
+        let [(_, frame)] = &sent[..] else { panic!("{sent:?}") };
+        frame[22]
+    };
+    let mut net = Net::default();
+    net.sysctl.ip_default_ttl = 99;
+    assert_eq!(ttl(net.clone()), 99);
+    net.routes4.push(("10.1.0.0/16", FibInfo { hop_limit: 7, ..via(3, "198.18.2.2") }));
+    assert_eq!(ttl(net), 7);
+}
+
+#[test]
+fn errors_with_extensions_are_the_kernels() {
+    let mut net = Net::default();
+    net.sysctl.icmp_errors_extended = true;
+    let mut lab = net.lab();
+    let frame = V4 { ttl: 1, ..V4::default() }.frame();
+    assert_eq!(lab.one(frame.clone()), []);
+    assert_eq!(lab.punted(), [frame]);
+    assert_eq!(lab.punts(PuntReason::IcmpExtension), 1);
 }
 
 #[test]

@@ -199,3 +199,49 @@ fn errors_are_limited_but_not_packet_too_big() {
     let mut lab = net.lab();
     answered(&lab.one(V6 { hop_limit: 1, ..V6::default() }.frame()), 0x86dd);
 }
+
+#[test]
+fn the_hop_limit_of_errors_is_the_routes_the_interfaces_or_the_default() {
+    let hop_limit = |net: &Net| {
+        let packet = V6 { hop_limit: 1, src: "2001:db8:77::1", ..V6::default() };
+        let sent = net.clone().lab().one(packet.frame());
+        let [(RIGHT, frame)] = &sent[..] else { panic!("{sent:?}") };
+        frame[21]
+    };
+    let mut net = Net::default();
+    net.routes6.push(("2001:db8:77::/48", via(3, "2001:db8:2::2")));
+    net.sysctl.hop_limit = 99;
+    assert_eq!(hop_limit(&net), 99);
+    net.links[2].hop_limit = 88;
+    assert_eq!(hop_limit(&net), 88);
+    net.routes6.push(("2001:db8:77::/64", FibInfo { hop_limit: 7, ..via(3, "2001:db8:2::2") }));
+    assert_eq!(hop_limit(&net), 7);
+}
+
+#[test]
+fn errors_have_flow_labels_as_set() {
+    let label = |auto_flowlabels, flowlabel_state_ranges| {
+        let mut net = Net::default();
+        net.sysctl.auto_flowlabels = auto_flowlabels;
+        net.sysctl.flowlabel_state_ranges = flowlabel_state_ranges;
+        let sent = net.lab().one(V6 { hop_limit: 1, ..V6::default() }.frame());
+        let [(_, frame)] = &sent[..] else { panic!("{sent:?}") };
+        u32::from_be_bytes([0, frame[15] & 0xf, frame[16], frame[17]])
+    };
+    assert_eq!((label(false, true), label(false, false)), (0, 0));
+    assert_eq!(label(true, true), label(true, false) | 0x80000);
+    assert_ne!(label(true, false), 0);
+}
+
+#[test]
+fn errors_with_extensions_are_the_kernels() {
+    let mut net = Net::default();
+    net.sysctl.icmp6_errors_extended = true;
+    let mut lab = net.lab();
+    let frame = V6 { hop_limit: 1, ..V6::default() }.frame();
+    assert_eq!(lab.one(frame.clone()), []);
+    assert_eq!(lab.punted(), [frame]);
+    // Packet Too Big has none.
+    let long = V6 { payload: udp(&[7; 1600]), ..V6::default() };
+    assert_eq!(lab.one(long.frame()).len(), 1);
+}

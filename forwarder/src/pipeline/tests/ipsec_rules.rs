@@ -582,7 +582,7 @@ fn translating() -> Ruleset {
 fn a_tunnel_that_may_be_masqueraded_leaves_by_the_interface_with_its_source() {
     for (addr, is_sent) in [("198.18.2.1", true), ("198.18.2.3", false)] {
         let (mut net, state) = net(Family::Ipv4);
-        net.links[2].addrs4 = vec![(addr4(addr), 24)];
+        net.links[2].addrs4 = vec![InIfaddr::new(addr4(addr), 24)];
         let mut filtering = Filtering::of(gateway_of(net, state, Family::Ipv4), translating());
         filtering.carry_all(Family::Ipv4);
         let sent = filtering.gateway.lab.one(v4().frame());

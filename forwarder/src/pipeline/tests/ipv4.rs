@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::tables::RpFilter;
+use crate::wire::HashFields;
 
 #[test]
 fn a_packet_is_forwarded_with_new_addresses_ttl_and_checksum() {
@@ -268,11 +269,7 @@ fn packets_that_need_a_redirect_are_punted() {
 
 #[test]
 fn flows_keep_to_one_of_several_next_hops() {
-    let mut net = Net::default();
-    let hop = |gateway: &str| via(3, gateway).nexthops[0].clone();
-    let nexthops = vec![hop("198.18.2.2"), hop("198.18.2.3")].into();
-    net.routes4.push(("192.0.2.0/24", FibInfo { nexthops, ..via(3, "") }));
-    net.neigh.push((3, "198.18.2.3", Some([2, 0, 0, 0, 2, 3])));
+    let mut net = two_ways();
     net.sysctl.multipath_hash_policy4 = 1;
     let mut lab = net.lab();
     let mut chosen = [0; 2];
@@ -288,6 +285,83 @@ fn flows_keep_to_one_of_several_next_hops() {
         chosen[usize::from(hops[0]) - 2] += 1;
     }
     assert!(chosen.iter().all(|&count| count > 10), "{chosen:?}");
+}
+
+/// A network where 192.0.2.0/24 is behind 198.18.2.2 and 198.18.2.3.
+fn two_ways() -> Net {
+    let mut net = Net::default();
+    let hop = |gateway: &str| via(3, gateway).nexthops[0].clone();
+    let nexthops = vec![hop("198.18.2.2"), hop("198.18.2.3")].into();
+    net.routes4.push(("192.0.2.0/24", FibInfo { nexthops, ..via(3, "") }));
+    net.neigh.push((3, "198.18.2.3", Some([2, 0, 0, 0, 2, 3])));
+    net
+}
+
+/// How many of 32 packets that differ as `vary` makes them leave by each of the next hops.
+fn ways(net: Net, vary: impl Fn(&mut V4, u8)) -> [u32; 2] {
+    let mut lab = net.lab();
+    let mut chosen = [0; 2];
+    for n in 0..32 {
+        let mut packet = V4::to("192.0.2.1");
+        vary(&mut packet, n);
+        for (_, frame) in lab.one(packet.frame()) {
+            chosen[usize::from(frame[5]) - 2] += 1;
+        }
+    }
+    chosen
+}
+
+#[test]
+fn next_hops_are_chosen_by_the_fields_of_the_policy() {
+    let source_port = |packet: &mut V4, n: u8| packet.payload[1] = n;
+    let destination = |packet: &mut V4, n: u8| {
+        packet.dst = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"][usize::from(n) % 4];
+        packet.payload[1] = n;
+    };
+    let net = |policy: u8, fields: u32| {
+        let mut net = two_ways();
+        net.sysctl.multipath_hash_policy4 = policy;
+        net.sysctl.multipath_hash_fields4 = HashFields(fields);
+        net
+    };
+    let is_one = |ways: [u32; 2]| ways.contains(&32);
+    for (policy, fields, by_port) in [
+        (0, 7, false),
+        (1, 7, true),
+        (2, 7, false),
+        (3, 7, false),
+        (3, 0x10, true),
+        (3, 0x20, false),
+    ] {
+        assert_eq!(
+            !is_one(ways(net(policy, fields), source_port)),
+            by_port,
+            "{policy} {fields:#x}"
+        );
+    }
+    assert!(is_one(ways(net(3, 1), destination)), "by source alone");
+    assert_eq!(ways(net(9, 7), source_port), [0, 0], "an unknown policy is the kernel's");
+}
+
+#[test]
+fn the_kernel_chooses_next_hops_by_what_is_inside_tunnels_or_by_neighbours() {
+    let tunnelled = |packet: &mut V4, _: u8| packet.protocol = Protocol::IPIP;
+    for (policy, fields, is_left) in
+        [(2, 7, true), (3, 0x47, true), (3, 0x3f, false), (1, 7, false)]
+    {
+        let mut net = two_ways();
+        net.sysctl.multipath_hash_policy4 = policy;
+        net.sysctl.multipath_hash_fields4 = HashFields(fields);
+        assert_eq!(ways(net, tunnelled) == [0, 0], is_left, "{policy} {fields:#x}");
+    }
+    let mut net = two_ways();
+    net.sysctl.multipath_use_neigh = true;
+    let mut lab = net.lab();
+    let frame = V4::to("192.0.2.1").frame();
+    assert_eq!(lab.one(frame.clone()), []);
+    assert_eq!(lab.punted(), [frame]);
+    assert_eq!(lab.punts(PuntReason::RouteUnsupported), 1);
+    assert_eq!(lab.one(V4::default().frame()).len(), 1, "a route with one next hop");
 }
 
 #[test]

@@ -37,7 +37,7 @@ use crate::neigh::{NeighTable, Neighbour};
 use crate::netfilter::{Hooks, NetHooks, NfHookOps};
 use crate::skb::{FramePool, Umem};
 use crate::stats::{Mib, WorkerStats};
-use crate::tables::{Forwarding6, Links, Sysctls, Tables, XfrmPolicies, XfrmStates};
+use crate::tables::{Forwarding6, InIfaddr, Links, Sysctls, Tables, XfrmPolicies, XfrmStates};
 use crate::wire::{Ipv4Packet, Protocol, checksum};
 
 pub const LEFT: u16 = 0;
@@ -49,6 +49,7 @@ pub const RIGHT_HOST_MAC: [u8; 6] = [2, 0, 0, 0, 2, 0x02];
 pub const FRAMES: u32 = 512;
 
 /// The router's configuration; change it before [`Net::lab`].
+#[derive(Clone)]
 pub struct Net {
     pub links: Vec<Link>,
     pub routes4: Vec<(&'static str, FibInfo)>,
@@ -82,15 +83,15 @@ pub fn via(oif: u32, gateway: &str) -> FibInfo {
 impl Default for Net {
     fn default() -> Net {
         let mut left = link(2, "left", Some(LEFT), LEFT_MAC);
-        left.addrs4 = vec![(addr4("198.18.1.1"), 24)];
+        left.addrs4 = vec![InIfaddr::new(addr4("198.18.1.1"), 24)];
         left.addrs6 = vec![(addr6("2001:db8:1::1"), 64), (addr6("fe80::1"), 64)];
         let mut right = link(3, "right", Some(RIGHT), RIGHT_MAC);
-        right.addrs4 = vec![(addr4("198.18.2.1"), 24)];
+        right.addrs4 = vec![InIfaddr::new(addr4("198.18.2.1"), 24)];
         right.addrs6 = vec![(addr6("2001:db8:2::1"), 64), (addr6("fe80::1"), 64)];
         let mut wan = link(4, "wan", None, [2, 0, 0, 0, 0, 3]);
-        wan.addrs4 = vec![(addr4("203.0.113.1"), 24)];
+        wan.addrs4 = vec![InIfaddr::new(addr4("203.0.113.1"), 24)];
         let mut lo = link(1, "lo", None, [0; 6]);
-        lo.addrs4 = vec![(addr4("127.0.0.1"), 8)];
+        lo.addrs4 = vec![InIfaddr { scope: 254, ..InIfaddr::new(addr4("127.0.0.1"), 8) }];
         let special = FibInfo::special;
         let routes4 = vec![
             ("198.18.1.0/24", via(2, "")),

@@ -16,7 +16,7 @@ use crate::control::config::ipnet::IpNet;
 use crate::control::config::{Located, check_ifname};
 use crate::control::mirror::state::Family;
 use crate::fib::{FibInfo, Nexthop, RouteType};
-use crate::tables::{Forwarding6, Link, RpFilter, Sysctls};
+use crate::tables::{Forwarding6, InIfaddr, Link, RpFilter, Sysctls};
 
 /// Allowed IP MTUs in octets: RFC 791's minimum, and a port's maximum.
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=crate::skb::JUMBO_MTU;
@@ -119,7 +119,7 @@ fn link(section: &InterfaceSection, ifindex: u32, lower: Option<&Link>) -> Resul
     };
     for address in &section.addresses {
         match (address.get_ref().addr, address.get_ref().len) {
-            (IpAddr::V4(addr), len) => link.addrs4.push((addr, len)),
+            (IpAddr::V4(addr), len) => link.addrs4.push(InIfaddr::new(addr, len)),
             (IpAddr::V6(addr), len) => link.addrs6.push((addr, len)),
         }
     }
@@ -154,7 +154,7 @@ fn connected_routes(link: &Link, routes: &mut Vec<StaticRoute>) {
         let info = FibInfo { nexthops, prefsrc, ..FibInfo::special(kind) };
         routes.push(StaticRoute { table, dst: dst.network(), metric: 0, info });
     };
-    for &(addr, len) in &link.addrs4 {
+    for &InIfaddr { local: addr, prefixlen: len, .. } in &link.addrs4 {
         let net = IpNet { addr: addr.into(), len };
         let own = Some(addr.into());
         add(TABLE_LOCAL, IpNet::host(net.addr), RouteType::Local, own);
@@ -292,7 +292,7 @@ fn resolve_nexthop(
 fn on_link(network: &StaticNetwork, addr: IpAddr) -> Option<&Link> {
     let covers = |net: IpNet| net.network().covers(IpNet::host(addr));
     network.links.iter().find(|link| {
-        link.addrs4.iter().any(|&(addr, len)| covers(IpNet { addr: addr.into(), len }))
+        link.addrs4.iter().any(|own| covers(IpNet { addr: own.local.into(), len: own.prefixlen }))
             || link.addrs6.iter().any(|&(addr, len)| {
                 // Every link has fe80::/64, which therefore selects none.
                 !addr.is_unicast_link_local() && covers(IpNet { addr: addr.into(), len })

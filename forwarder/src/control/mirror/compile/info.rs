@@ -13,6 +13,8 @@ use crate::stats::PuntReason;
 
 /// RTAX_MTU.
 const RTAX_MTU: u16 = 2;
+/// RTAX_HOPLIMIT.
+const RTAX_HOPLIMIT: u16 = 10;
 const RTN_MULTICAST: u8 = 5;
 const RTN_BLACKHOLE: u8 = 6;
 const RTN_UNREACHABLE: u8 = 7;
@@ -38,6 +40,10 @@ pub fn unsupported(state: &RouterState, body: &RouteBody) -> Option<&'static str
     let Some(object) = state.nexthops.get(&body.nhid) else {
         return Some("its nexthop object is not known");
     };
+    if object.resilient {
+        // The kernel moves buckets that it has not used itself.
+        return Some("its nexthop group is resilient");
+    }
     let members = object.group.iter().map(|(id, _)| state.nexthops.get(id));
     for nexthop in members.chain([Some(object)]) {
         match nexthop {
@@ -108,6 +114,10 @@ pub fn fib_info(
         }
     };
     let alive = nexthops.is_empty() || nexthops.iter().any(|nh| !nh.dead);
-    let info = FibInfo { kind, nexthops, mtu: body.metric(RTAX_MTU), prefsrc: body.prefsrc };
+    // The kernel refuses greater ones than 255.
+    let hop_limit = body.metric(RTAX_HOPLIMIT).min(255) as u8;
+    let mtu = body.metric(RTAX_MTU);
+    let RouteBody { prefsrc, scope, .. } = *body;
+    let info = FibInfo { kind, nexthops, mtu, prefsrc, scope, hop_limit };
     (info, alive && body.expiry != Expiry::Expired)
 }

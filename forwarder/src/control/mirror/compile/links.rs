@@ -10,7 +10,7 @@ use crate::control::mirror::state::{
     NeighState, Netconf, RouterState,
 };
 use crate::neigh::Neighbour;
-use crate::tables::{Forwarding6, Link, RpFilter};
+use crate::tables::{Forwarding6, InIfaddr, Link, RpFilter};
 
 /// NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT: NUD_VALID.
 const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
@@ -101,6 +101,7 @@ fn compile_link(state: &RouterState, link: &LinkState, addrs: &[&AddrState]) -> 
         mac: link.address.as_slice().try_into().unwrap_or_default(),
         mtu: link.mtu,
         mtu6: if own.mtu6 == 0 { link.mtu } else { own.mtu6.min(link.mtu) },
+        hop_limit: own.hop_limit,
         up: link.is_up() && link.is_running(),
         noarp: link.flags & (IFF_NOARP | IFF_POINTOPOINT | IFF_LOOPBACK) != 0,
         forwarding4: conf(Family::V4, Netconf::FORWARDING) != 0,
@@ -141,14 +142,20 @@ fn lowest_kind<'a>(state: &'a RouterState, link: &'a LinkState) -> &'a str {
     at.kind.as_deref().unwrap_or_default()
 }
 
-fn addrs4(addrs: &[&AddrState]) -> Vec<(Ipv4Addr, u8)> {
-    let mut addrs = addrs.to_vec();
-    addrs.sort_by_key(|addr| addr.flags & IFA_F_SECONDARY);
-    let v4 = addrs.into_iter().filter_map(|addr| match addr.local {
-        IpAddr::V4(local) => Some((local, addr.prefixlen)),
-        IpAddr::V6(_) => None,
+fn addrs4(addrs: &[&AddrState]) -> Vec<InIfaddr> {
+    let v4 = addrs.iter().filter_map(|addr| {
+        let IpAddr::V4(local) = addr.local else { return None };
+        let address = match addr.peer {
+            Some(IpAddr::V4(peer)) => peer,
+            _ => local,
+        };
+        let secondary = addr.flags & IFA_F_SECONDARY != 0;
+        let AddrState { prefixlen, scope, .. } = **addr;
+        Some(InIfaddr { local, address, prefixlen, scope, secondary })
     });
-    v4.collect()
+    let mut addrs: Vec<InIfaddr> = v4.collect();
+    addrs.sort_by_key(|addr| addr.secondary);
+    addrs
 }
 
 /// Addresses that `fib_add_ifaddr` adds broadcast routes for: the configured one, and the last of

@@ -10,7 +10,7 @@ use crate::netfilter::conntrack::*;
 use crate::netfilter::nft::{Family, Transport};
 use crate::netfilter::{Hook, HookState};
 use crate::skb::{IpSummed, SkBuff, Umem};
-use crate::tables::Link;
+use crate::tables::{InIfaddr, Link};
 use crate::wire::Protocol;
 use crate::wire::checksum::{
     checksum, fold, ones_complement_sum, pseudo_header_v4, pseudo_header_v6, transport_checksum,
@@ -225,7 +225,7 @@ fn a_masqueraded_packet_leaves_only_by_the_interface_with_the_address() {
     let desc = FlowDesc { keys, status: IPS_SRC_NAT, is_masqueraded: true, ..desc(0) };
     writer.insert(&desc).expect("room");
     let mut link = Link::new(2, "wan");
-    link.addrs4 = vec![([203, 0, 113, 1].into(), 24)];
+    link.addrs4 = vec![InIfaddr::new([203, 0, 113, 1].into(), 24)];
     let other = Link::new(3, "lte");
     let sent = packet([client, server], IPPROTO_TCP, Sum::Whole, &[]);
     let answer = packet([server, public], IPPROTO_TCP, Sum::Whole, &[]);
