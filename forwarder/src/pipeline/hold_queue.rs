@@ -62,6 +62,14 @@ impl HoldQueue {
         self.slots.iter().map(|slot| slot.packets.len()).sum()
     }
 
+    /// Whether a packet for a neighbour finds room without another one being dropped.
+    pub fn has_room(&self, oif: u32, addr: IpAddr) -> bool {
+        match self.slots.iter().find(|slot| slot.is_for(oif, addr)) {
+            Some(slot) => slot.packets.room() > 0,
+            None => self.slots.iter().any(Slot::is_free),
+        }
+    }
+
     /// The slot for a neighbour, and whether it was free until now.
     pub fn slot(&mut self, oif: u32, addr: IpAddr) -> Option<(&mut Slot, bool)> {
         let own = self.slots.iter().position(|slot| slot.is_for(oif, addr));

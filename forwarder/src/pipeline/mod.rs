@@ -117,6 +117,7 @@ use ip_rcv_options::ip_rcv_options;
 use ip6_forward::{ip6_forward, ip6_forward_checks};
 use ip6_input::ip6_rcv_core;
 use mode::{Hooked, Mode, Plain, Traced};
+use neigh_hold::check_room;
 use neigh_output::neigh_hh_output;
 use nf_flow_table::{Offloaded, nf_flow_offload_ip, nf_flow_offload_ipv6};
 use nf_hook::{Devices, HooksRan, nf_hook};
@@ -395,6 +396,9 @@ fn ip_rcv<'a, 'k, M: Mode>(
             ctx.state.hooks.is_sent_by(bundle.sa());
         }
     }
+    if bundle.is_none() {
+        check_room(dst, Ipv4Addr::from_bits(iph.daddr), ctx)?;
+    }
     let via = bundle.as_ref().map_or(&*dst, |bundle| &bundle.dst);
     // The sender of a packet with protection is not told another way.
     let may_redirect = bundle.is_none() && way.secpath.is_none();
@@ -495,6 +499,9 @@ fn ip6_rcv<'a, 'k, M: Mode>(
             true => PuntReason::Netfilter,
             false => PuntReason::Xfrm,
         }));
+    }
+    if bundle.is_none() {
+        check_room(dst, hdr.daddr, ctx)?;
     }
     traced::stage::<M>(Stage::Ip6Forward, ctx);
     traced::step::<M>(|| Step::Ttl(hdr.hop_limit.saturating_sub(1)), ctx);

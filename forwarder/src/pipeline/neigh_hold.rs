@@ -2,16 +2,55 @@
 
 use std::net::IpAddr;
 
-use super::Ctx;
+use super::dst::Dst;
+use super::hold_queue::HoldQueue;
 use super::post_routing::PostRouted;
+use super::{Ctx, Exit};
 use crate::skb::SkBuff;
-use crate::stats::DropReason;
+use crate::stats::{DropReason, PuntReason};
 use crate::trace::FinalDisposition;
 
 /// Maximum number of frames held.
 const HELD_MAX: usize = 512;
 /// Interval of the check for packets that have waited too long.
 pub(super) const POLL_NS: u64 = 50_000_000;
+
+/// Before a packet is changed: finds its neighbour, and whether it would be held if that is not resolved.
+///
+/// # Errors
+/// It would not. The kernel holds it, as received.
+#[inline(always)]
+pub(super) fn check_room<'a>(
+    dst: &mut Dst<'a>,
+    daddr: impl Into<IpAddr>,
+    ctx: &Ctx<'a>,
+) -> Result<(), Exit> {
+    if dst.hh.is_some() {
+        return Ok(());
+    }
+    let daddr = daddr.into();
+    dst.resolve(daddr, ctx.tables);
+    match dst.neigh.and_then(|neigh| neigh.lladdr) {
+        Some(_) => Ok(()),
+        None => has_room(dst, daddr, ctx),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn has_room(dst: &Dst<'_>, daddr: IpAddr, ctx: &Ctx<'_>) -> Result<(), Exit> {
+    let queue = &ctx.state.hold;
+    let addr = dst.gateway().copied().unwrap_or(daddr);
+    match !is_scarce(queue, ctx) && queue.has_room(dst.dev.ifindex, addr) {
+        true => Ok(()),
+        false => Err(Exit::Punt(PuntReason::NeighUnresolved)),
+    }
+}
+
+/// Forwarding has priority for frames: a scan of unused addresses must not take them all.
+fn is_scarce(queue: &HoldQueue, ctx: &Ctx<'_>) -> bool {
+    queue.held >= HELD_MAX.min(ctx.pool.total() as usize / 4)
+}
 
 /// Holds a packet, and requests resolution of its neighbour.
 #[cold]
@@ -24,9 +63,8 @@ pub(super) fn hold(
 ) {
     // Different captures may be running when it is sent.
     skb.headers_may_change();
+    let scarce = is_scarce(&ctx.state.hold, ctx);
     let queue = &mut ctx.state.hold;
-    // Forwarding has priority for frames: a scan of unused addresses must not take them all.
-    let scarce = queue.held >= HELD_MAX.min(ctx.pool.total() as usize / 4);
     if queue.held == 0 {
         queue.generation = ctx.tables.generation;
         queue.poll_ns = ctx.now_ns + POLL_NS;
@@ -44,7 +82,7 @@ pub(super) fn hold(
         (slot.since_ns, slot.asked_ns) = (ctx.now_ns, ctx.now_ns);
         ctx.out.request_neigh(oif, addr);
     }
-    // As in the kernel, the oldest packet is dropped to make room.
+    // As in the kernel, the oldest packet is dropped to make room: packets that are forwarded find some, others may not.
     let full = scarce || slot.packets.room() == 0;
     let oldest = if full { slot.packets.drain(1).next() } else { None };
     let frames = skb.frames();

@@ -74,26 +74,35 @@ fn unresolved_ipv6_is_dropped_with_address_unreachable() {
 }
 
 #[test]
-fn the_oldest_held_packet_is_dropped_and_neighbours_are_bounded() {
+fn what_finds_no_room_is_held_by_the_kernel() {
     let mut lab = Net::default().lab();
-    for n in 0..40u8 {
-        lab.receive(LEFT, &[V4 { tos: n << 2, ..V4::to("10.14.0.1") }.frame()]);
-    }
+    let frame = |n: u8| V4 { tos: n << 2, ..V4::to("10.14.0.1") }.frame();
+    (0..40).for_each(|n| lab.receive(LEFT, &[frame(n)]));
     assert_eq!(lab.state.held(), 32);
-    assert_eq!(lab.drops(DropReason::NeighQueueFull), 8);
+    assert_eq!(lab.punted(), (32..40).map(frame).collect::<Vec<_>>(), "as received");
+    assert_eq!(lab.punts(PuntReason::NeighUnresolved), 8);
     lab.net.neigh.push((3, "198.18.2.77", Some([2, 0, 0, 0, 2, 77])));
     lab.publish();
     lab.poll();
-    assert_eq!(lab.sent()[0].1[15], 8 << 2);
-    // A scan of a subnet holds at most a quarter of all frames.
-    for n in 3..250u8 {
+    let order: Vec<_> = lab.sent().iter().map(|(_, frame)| frame[15] >> 2).collect();
+    assert_eq!(order, (0..32).collect::<Vec<_>>());
+    // Of a scan of a subnet, some neighbours are waited for here, the others by the kernel.
+    let scan = 3..250u8;
+    for n in scan.clone() {
         let mut packet = V4::default().packet();
         packet[19] = n;
         Ipv4Packet::new_unchecked(&mut packet[..]).fill_checksum();
         lab.receive(LEFT, &[eth(0x0800, &packet)]);
     }
     assert_eq!(lab.state.held(), 64);
+    // One of them is known.
+    assert_eq!(lab.sent().len(), 1);
+    assert_eq!(lab.punted().len(), scan.len() - 64 - 1);
+    assert_eq!(lab.drops(DropReason::NeighQueueFull), 0);
     assert!(lab.out.neigh_requests.len() <= NEIGH_REQUESTS);
+    let packet = V6::to("2001:db8:a:14::1");
+    assert_eq!(lab.one(packet.frame()), []);
+    assert_eq!(lab.punted(), [packet.frame()]);
     lab.now_ns += 3 * SECOND_NS;
     lab.poll();
     assert_eq!(lab.state.held(), 0);
