@@ -26,7 +26,8 @@ use ferroute::skb::{Burst, FramePool, HEADROOM, JUMBO_MTU, SkBuff, Umem};
 use ferroute::stats::{DropReason, Mib, PuntReason, WorkerStats};
 use ferroute::tables::publish::Published;
 use ferroute::tables::{
-    EgressTag, Forwarding6, Link, Links, Sysctls, Tables, Tag, Vlan, XfrmPolicies, XfrmStates,
+    EgressTag, Forwarding6, InIfaddr, Link, Links, Sysctls, Tables, Tag, Vlan, XfrmPolicies,
+    XfrmStates,
 };
 use ferroute::trace;
 use ferroute::wire::{EtherType, Ipv4Packet};
@@ -56,10 +57,10 @@ fn tables(generation: u64, resolved: bool) -> Tables {
     let mut left_link = Link::new(2, "left");
     (left_link.port, left_link.mac, left_link.partial_csum) = (Some(0), LEFT_MAC, true);
     (left_link.forwarding4, left_link.forwarding6) = (true, Forwarding6::On);
-    left_link.addrs4 = vec![([198, 18, 1, 1].into(), 24)];
+    left_link.addrs4 = vec![InIfaddr::new([198, 18, 1, 1].into(), 24)];
     left_link.addrs6 = vec![("2001:db8:1::1".parse().expect("an address"), 64)];
     let mut right_link = Link { port: Some(1), mtu: 1280, ..left_link.clone() };
-    (right_link.ifindex, right_link.addrs4) = (3, vec![([198, 18, 2, 1].into(), 24)]);
+    (right_link.ifindex, right_link.addrs4) = (3, vec![InIfaddr::new([198, 18, 2, 1].into(), 24)]);
     let infos: Arc<[Arc<FibInfo>]> = [
         FibInfo::special(RouteType::Blackhole),
         left(),
@@ -487,7 +488,13 @@ fn sub(ifindex: u32, on: &Link, tags: &[(u16, u16)]) -> Link {
         between: (tags.len() > 1).then_some(LEFT_MAC),
     };
     let addr = [198, 18, ifindex as u8, 1].into();
-    Link { ifindex, vlan: Some(vlan), addrs4: vec![(addr, 24)], addrs6: Vec::new(), ..on.clone() }
+    Link {
+        ifindex,
+        vlan: Some(vlan),
+        addrs4: vec![InIfaddr::new(addr, 24)],
+        addrs6: Vec::new(),
+        ..on.clone()
+    }
 }
 
 /// Ports that support jumbo frames, and 198.18.N.0/24 on the VLANs 10 of the left port, 11, 12 (in two

@@ -17,7 +17,7 @@ use ferroute::neigh::{NeighTable, Neighbour};
 use ferroute::pipeline::PipelineState;
 use ferroute::skb::{Burst, FRAME_SIZE, FramePool, HEADROOM, SkBuff, Umem, colour};
 use ferroute::stats::WorkerStats;
-use ferroute::tables::{Forwarding6, Link, Links, Published, Tables};
+use ferroute::tables::{Forwarding6, InIfaddr, Link, Links, Published, Tables};
 use ferroute::wire::{Ipv4Packet, Protocol};
 use ferroute::worker::clock::Clock;
 use ferroute::worker::poll::Parts;
@@ -239,7 +239,7 @@ fn tables(leaves: u32, four: Vec<(Prefix<u32>, u32)>, six: Vec<(Prefix<u128>, u3
     let mut left = Link::new(2, "left");
     (left.port, left.mac, left.forwarding4, left.forwarding6) =
         (Some(0), LEFT_MAC, true, Forwarding6::On);
-    left.addrs4 = vec![([198, 18, 1, 1].into(), 24)];
+    left.addrs4 = vec![InIfaddr::new([198, 18, 1, 1].into(), 24)];
     let right = Link { ifindex: 3, port: Some(1), ..left.clone() };
     let gateway4 = |n: u32| IpAddr::from(Ipv4Addr::from(0xc612_0202 + n % NEIGHBOURS));
     let gateway6 = |n: u32| {

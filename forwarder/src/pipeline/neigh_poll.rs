@@ -1,7 +1,7 @@
 //! Packets held for a neighbour: sent once it is resolved, or dropped after a timeout.
 //!
-//! They are tried again with each new generation of tables; after three seconds, the kernel's three
-//! probes, they are dropped with Host Unreachable or Address Unreachable (`arp_error_report`,
+//! They are tried again with each new generation of tables; when the kernel has given up, after three seconds by
+//! default, they are dropped with Host Unreachable or Address Unreachable (`arp_error_report`,
 //! `ndisc_error_report`).
 
 use super::icmp_send::icmp_send;
@@ -11,12 +11,10 @@ use super::neigh_output::dev_queue_xmit;
 use super::{Ctx, IcmpError};
 use crate::neigh::Neighbour;
 use crate::stats::DropReason;
-use crate::tables::Link;
+use crate::tables::{Link, NEIGH_TRIED_NS};
 use crate::wire::icmpv4::{self, Icmpv4Type};
 use crate::wire::icmpv6::{self, Icmpv6Type};
 
-/// mcast_solicit × retrans_time: when the kernel's resolution fails.
-const TIMEOUT_NS: u64 = 3_000_000_000;
 /// Interval between requests: the kernel discards its pending resolutions when the interface goes down.
 const ASK_AGAIN_NS: u64 = 250_000_000;
 
@@ -44,9 +42,12 @@ fn poll_slots(ctx: &mut Ctx<'_>) {
         }
         let (oif, addr) = (slot.oif, slot.addr);
         let neigh = ctx.tables.neigh.lookup(oif, &addr).filter(|neigh| neigh.lladdr.is_some());
-        let link = ctx.tables.links.ifindex(oif).filter(|link| link.port.is_some());
+        let link = ctx.tables.links.ifindex(oif);
+        let tried_ns =
+            link.map_or(NEIGH_TRIED_NS, |link| link.neigh_tried_ns[usize::from(addr.is_ipv6())]);
+        let link = link.filter(|link| link.port.is_some());
         // Checked first: after a stall the packets may be of any age.
-        if ctx.now_ns.saturating_sub(slot.since_ns) >= TIMEOUT_NS {
+        if ctx.now_ns.saturating_sub(slot.since_ns) >= tried_ns {
             give_up(at, ctx);
         } else if let (Some(neigh), Some(link)) = (neigh, link) {
             release(at, neigh, link, ctx);

@@ -105,6 +105,9 @@ pub struct Link {
     pub shared_media: bool,
     /// net.ipv6.conf.*.disable_ipv6.
     pub disable_ipv6: bool,
+    /// For how long the kernel tries to resolve neighbours, IPv4 and IPv6: net.ipv4.neigh.*.mcast_solicit and
+    /// app_solicit times retrans_time_ms.
+    pub neigh_tried_ns: [u64; 2],
     /// Frames may be received with partial TCP/UDP checksums (veth and other virtual devices), which are
     /// recognised and completed.
     pub partial_csum: bool,
@@ -129,6 +132,7 @@ impl Link {
             mtu: 1500,
             mtu6: 1500,
             hop_limit: 0,
+            neigh_tried_ns: [NEIGH_TRIED_NS; 2],
             up: true,
             noarp: false,
             forwarding4: false,
@@ -160,6 +164,9 @@ impl Link {
         Some(if self.vlan.is_some() { dev | VLAN_FLOWS } else { dev })
     }
 }
+
+/// The kernel's default of [`Link::neigh_tried_ns`].
+pub const NEIGH_TRIED_NS: u64 = 3_000_000_000;
 
 /// The bit of [`Link::flow_number`] that those of VLANs have.
 pub const VLAN_FLOWS: u16 = 1 << 15;

@@ -187,6 +187,7 @@ impl Mirror {
         mirror.follower.touched.rules = true;
         mirror.follower.locals_changed = true;
         mirror.poll_sysctls(now, VLAN_SYSCTLS);
+        mirror.read_neigh_params()?;
         mirror.compile();
         Ok(mirror)
     }
@@ -206,6 +207,7 @@ impl Mirror {
         if now >= self.next_keepalive {
             self.next_keepalive = now + KEEPALIVE_INTERVAL;
             self.keepalive(now)?;
+            self.read_neigh_params()?;
         }
         if now >= self.next_reclaim {
             self.next_reclaim = now + RECLAIM_INTERVAL;
@@ -378,6 +380,14 @@ impl Mirror {
             }
         }
         Ok(())
+    }
+
+    /// An error of the kernel's is no reason to stop: those read last hold.
+    fn read_neigh_params(&mut self) -> Result<(), MirrorError> {
+        match self.follower.read_neigh_params(&mut self.requests) {
+            Ok(()) | Err(SockError::Refused { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Asks the kernel to resolve a neighbour, at most five times per second each. The result arrives

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::rib::Rib;
 pub use crate::control::netlink::rtnl::ARPHRD_ETHER;
@@ -345,6 +346,8 @@ pub struct RouterState {
     pub sysctls_all: DevSysctls,
     /// Settings of each interface, by ifindex.
     pub sysctls_dev: BTreeMap<u32, DevSysctls>,
+    /// By family and ifindex: for how long a neighbour is tried.
+    pub neigh_params: BTreeMap<(Family, u32), Duration>,
     /// Interfaces whose packets another interface takes, possibly one in another namespace; see
     /// `rx_handlers`.
     pub taken: BTreeSet<u32>,

@@ -127,3 +127,18 @@ fn a_neighbour_in_use_is_marked() {
     let used: Vec<_> = lab.tables.neigh.iter().filter(|n| n.take_used()).map(|n| n.addr).collect();
     assert_eq!(used, [IpAddr::V4(addr4("198.18.2.2"))]);
 }
+
+#[test]
+fn packets_wait_as_long_as_the_kernel_tries() {
+    let mut net = Net::default();
+    net.links[2].neigh_tried_ns = [SECOND_NS, 5 * SECOND_NS];
+    let mut lab = net.lab();
+    lab.receive(LEFT, &[V4::to("10.14.0.1").frame(), V6::to("2001:db8:a:14::1").frame()]);
+    let mut held = Vec::new();
+    for _ in 0..6 {
+        held.push(lab.state.held());
+        lab.now_ns += SECOND_NS;
+        lab.poll();
+    }
+    assert_eq!(held, [2, 1, 1, 1, 1, 0]);
+}

@@ -10,7 +10,7 @@ use crate::control::mirror::state::{
     NeighState, Netconf, RouterState,
 };
 use crate::neigh::Neighbour;
-use crate::tables::{Forwarding6, InIfaddr, Link, RpFilter};
+use crate::tables::{Forwarding6, InIfaddr, Link, NEIGH_TRIED_NS, RpFilter};
 
 /// NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT: NUD_VALID.
 const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
@@ -102,6 +102,10 @@ fn compile_link(state: &RouterState, link: &LinkState, addrs: &[&AddrState]) -> 
         mtu: link.mtu,
         mtu6: if own.mtu6 == 0 { link.mtu } else { own.mtu6.min(link.mtu) },
         hop_limit: own.hop_limit,
+        neigh_tried_ns: Family::ALL.map(|family| {
+            let tried = state.neigh_params.get(&(family, link.ifindex));
+            tried.map_or(NEIGH_TRIED_NS, |tried| tried.as_nanos() as u64)
+        }),
         up: link.is_up() && link.is_running(),
         noarp: link.flags & (IFF_NOARP | IFF_POINTOPOINT | IFF_LOOPBACK) != 0,
         forwarding4: conf(Family::V4, Netconf::FORWARDING) != 0,
