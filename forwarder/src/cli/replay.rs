@@ -9,7 +9,6 @@ use clap::Args;
 use super::{Global, Usage};
 use crate::control::api::Counters;
 use crate::control::config::Config;
-use crate::control::config::static_network::StaticNetwork;
 use crate::control::offline::replay::{ReplayReport, replay as run_replay};
 
 /// Example of a file, printed after the help.
@@ -45,6 +44,18 @@ const EXAMPLE: &str = r#"Example of a FILE:
   lladdr = "02:00:00:00:00:12"
   [replay.sysctl]
   icmp_ratelimit = 0
+  [[xfrm.state]]             # words of `ip xfrm state`; only the owner may read FILE then
+  src = "198.18.2.1"
+  dst = "198.18.2.2"
+  proto = "esp"
+  spi = 0x1001
+  mode = "tunnel"
+  reqid = 1
+  aead = { name = "rfc4106(gcm(aes))", key = "0x000102030405060708090a0b0c0d0e0f10111213", icv = 128 }
+  [[xfrm.policy]]            # words of `ip xfrm policy`
+  dst = "10.0.0.0/8"
+  dir = "out"
+  tmpl = { src = "198.18.2.1", dst = "198.18.2.2", proto = "esp", reqid = 1, mode = "tunnel" }
 
 Connected, local and broadcast routes come with the addresses, as in the kernel."#;
 
@@ -58,7 +69,7 @@ pub struct ReplayArgs {
     /// The capture to write: .pcapng keeps the ports, .pcap does not.
     #[arg(short, long, value_name = "OUT.pcap")]
     output: PathBuf,
-    /// The file whose [replay] section describes the network.
+    /// The file whose [replay] section describes the network, and whose [xfrm] section its IPsec.
     #[arg(short, long, value_name = "FILE")]
     config: PathBuf,
     /// The input port of packets for which the capture names none [default: the first].
@@ -69,11 +80,11 @@ pub struct ReplayArgs {
 /// Replays and reports what happened to the packets.
 pub fn replay(global: &Global, args: &ReplayArgs) -> Result<()> {
     let shown = args.config.display();
-    let section = Config::load(&args.config)?.replay.ok_or_else(|| {
+    let network = Config::load(&args.config)?.network().ok_or_else(|| {
         Usage(format!("config {shown}: there is no [replay] section; describe the network there"))
     })?;
     // The file has been checked, and its errors were reported with line and column.
-    let network = StaticNetwork::new(&section).map_err(|wrong| Usage(wrong.message))?;
+    let network = network.map_err(|wrong| Usage(wrong.message))?;
     refuse_same_file(&args.input, &args.output)?;
     let report = run_replay(&network, &args.input, &args.output, args.iif.as_deref())?;
     let output = global.output();
@@ -115,8 +126,9 @@ mod tests {
         let lines = EXAMPLE.lines().skip(1).take_while(|line| !line.is_empty());
         let text: String = lines.map(|line| format!("{line}\n")).collect();
         let config = Config::parse(&text, "example".as_ref()).expect("is right");
-        let network = StaticNetwork::new(&config.replay.expect("a network")).expect("is right");
+        let network = config.network().expect("a network").expect("is right");
         assert_eq!((network.ports().len(), network.rules.len()), (2, 1));
+        assert_eq!((network.xfrm.len(), network.xfrm.states().outbound.len()), (1, 1));
     }
 
     #[test]

@@ -151,6 +151,11 @@ impl RunArgs {
     /// When either is invalid.
     pub fn options(&self, global: &Global) -> Result<RunOptions> {
         let file = self.config.as_deref().map(Config::load).transpose()?;
+        if file.as_ref().is_some_and(|config| !config.xfrm.is_empty()) {
+            let message = "the [xfrm] section of the file given with -c is for `replay`; `run` follows the \
+                           kernel's IPsec: use `ip xfrm` or an IKE daemon, and leave the section out";
+            return Err(Usage(message.to_owned()).into());
+        }
         let flags = RunFlags {
             interfaces: self.interfaces.clone(),
             max_ports: self.max_ports,

@@ -85,6 +85,18 @@ pub struct BadKey {
 }
 
 impl Aead {
+    /// All of them.
+    pub const ALL: [Aead; 3] = [Aead::AesGcm, Aead::AesGmac, Aead::ChaCha20Poly1305];
+
+    /// Lengths that a key may have, with its salt of 4 octets, in octets.
+    #[must_use]
+    pub const fn key_lens(self) -> &'static [usize] {
+        match self {
+            Aead::AesGcm | Aead::AesGmac => &[20, 36],
+            Aead::ChaCha20Poly1305 => &[36],
+        }
+    }
+
     /// The kernel's name.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -98,12 +110,24 @@ impl Aead {
     /// The algorithm of XFRMA_ALG_AEAD; `icv_bits` is `alg_icv_len`. `None`: not supported.
     #[must_use]
     pub fn from_name(name: &str, icv_bits: u32) -> Option<Aead> {
-        let all = [Aead::AesGcm, Aead::AesGmac, Aead::ChaCha20Poly1305];
-        all.into_iter().find(|aead| aead.name() == name && icv_bits == 128)
+        Aead::ALL.into_iter().find(|aead| aead.name() == name && icv_bits == 128)
     }
 }
 
 impl Cipher {
+    /// All of them.
+    pub const ALL: [Cipher; 3] = [Cipher::Null, Cipher::AesCbc, Cipher::AesCtr];
+
+    /// Lengths that a key may have, for AES-CTR with its nonce of 4 octets, in octets.
+    #[must_use]
+    pub const fn key_lens(self) -> &'static [usize] {
+        match self {
+            Cipher::Null => &[0],
+            Cipher::AesCbc => &[16, 24, 32],
+            Cipher::AesCtr => &[20, 28, 36],
+        }
+    }
+
     /// The kernel's name.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -117,14 +141,13 @@ impl Cipher {
     /// The algorithm of XFRMA_ALG_CRYPT. `None`: not supported.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Cipher> {
-        let all = [Cipher::Null, Cipher::AesCbc, Cipher::AesCtr];
         // The kernel has a second name for these.
         let alias = match name {
             "cipher_null" => Some(Cipher::Null),
             "aes" => Some(Cipher::AesCbc),
             _ => None,
         };
-        alias.or_else(|| all.into_iter().find(|cipher| cipher.name() == name))
+        alias.or_else(|| Cipher::ALL.into_iter().find(|cipher| cipher.name() == name))
     }
 }
 

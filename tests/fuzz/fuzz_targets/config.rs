@@ -1,9 +1,8 @@
-//! Configuration files: the sections `[run]` and `[replay]`, and packets through that network.
+//! Configuration files: the sections `[run]`, `[replay]` and `[xfrm]`, and packets through that network.
 #![no_main]
 
 use std::path::Path;
 
-use ferroute::control::config::static_network::StaticNetwork;
 use ferroute::control::config::{Config, ConfigError, RunFlags, RunOptions};
 use ferroute_fuzz::bench::{Bench, Layout};
 use libfuzzer_sys::fuzz_target;
@@ -23,13 +22,13 @@ fuzz_target!(|text: &str| {
         }
         Err(error) => panic!("no file is read: {error}"),
     };
-    if let Some(run) = config.run
+    if let Some(run) = config.run.clone()
         && let Ok(options) = RunOptions::resolve(RunFlags::default(), Some(run))
     {
         assert!(options.rx_ring.is_power_of_two() && options.tx_ring.is_power_of_two());
     }
-    let Some(replay) = config.replay else { return };
-    let network = StaticNetwork::new(&replay).expect("parse has looked");
+    let Some(network) = config.network() else { return };
+    let network = network.expect("parse has looked");
     let tables = network.tables().expect("a table of a few routes fits");
     let mut bench = Bench::new(tables, 64, Layout::Driver);
     for port in 0..2 {

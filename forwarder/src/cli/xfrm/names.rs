@@ -9,22 +9,7 @@ use jiff::tz::TimeZone;
 use nix::net::if_::if_indextoname;
 
 use crate::control::netlink::message::string;
-
-/// XFRM_STATE_*.
-pub const STATE_FLAGS: [(u32, &str); 8] = [
-    (1, "noecn"),
-    (2, "decap-dscp"),
-    (4, "nopmtudisc"),
-    (8, "wildrecv"),
-    (16, "icmp"),
-    (32, "af-unspec"),
-    (64, "align4"),
-    (128, "esn"),
-];
-/// XFRM_SA_XFLAG_*.
-pub const EXTRA_FLAGS: [(u32, &str); 2] = [(1, "dont-encap-dscp"), (2, "oseq-may-wrap")];
-/// XFRM_POLICY_LOCALOK and ICMP.
-pub const POLICY_FLAGS: [(u32, &str); 2] = [(1, "localok"), (2, "icmp")];
+pub use crate::control::xfrm::names::{EXTRA_FLAGS, POLICY_FLAGS, STATE_FLAGS};
 
 /// The names of flags; a number in hexadecimal stands for those that have no name.
 pub fn flags(value: u32, names: &[(u32, &str)]) -> Vec<String> {

@@ -30,6 +30,18 @@ pub enum ConfigError {
         /// Why not.
         error: std::io::Error,
     },
+    /// It has keys, and others can read it.
+    #[error(
+        "config {}: it has keys in [[xfrm.state]], and its mode {mode:04o} lets others read them; run \
+         `chmod 600` on it",
+        path.display()
+    )]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
     /// It has an error.
     #[error("{}:{line}:{column}: {message}", path.display())]
     Invalid {

@@ -24,31 +24,31 @@
 //! control = "/run/ferroute/control.sock"
 //! ```
 //!
-//! The `[replay]` section is described in [`static_network`]. An error names file, line and
+//! The `[replay]` section is described in [`static_network`], the `[xfrm]` section in [`xfrm`]. An error names file, line and
 //! column, what was found, and what was expected.
 
 mod cpus;
 mod driver;
 mod error;
+mod file;
 pub mod interfaces;
 pub mod ipnet;
 pub mod offload;
 pub mod static_network;
 pub mod timeouts;
+pub mod xfrm;
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 pub use self::cpus::CpuList;
-use self::error::line_and_column;
 pub use self::error::{ConfigError, Located};
+pub use self::file::Config;
 use self::interfaces::{Interfaces, check_word};
 use self::offload::{OffloadFlags, OffloadMode, OffloadOptions};
-use self::static_network::ReplaySection;
 use self::timeouts::Timeouts;
 use crate::control::process::runtime_dir;
 use crate::io::DriverKind;
@@ -255,16 +255,6 @@ impl RunOptions {
     }
 }
 
-/// A configuration file.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// Options of `run`.
-    pub run: Option<RunSection>,
-    /// The network of `replay`.
-    pub replay: Option<ReplaySection>,
-}
-
 /// The `[run]` section: keys are named as the flags.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -350,41 +340,6 @@ impl RunSection {
     }
 }
 
-impl Config {
-    /// Reads and checks a file.
-    ///
-    /// # Errors
-    /// When it cannot be read, and for the first error in it.
-    pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        let text = fs::read_to_string(path)
-            .map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
-        Config::parse(&text, path)
-    }
-
-    /// Checks the text of a file named `path`.
-    ///
-    /// # Errors
-    /// For the first error.
-    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
-        let locate = |located: Located| {
-            let (line, column) = line_and_column(text, located.span.start);
-            let message = located.message;
-            ConfigError::Invalid { path: path.to_owned(), line, column, message }
-        };
-        let config: Config = toml::from_str(text).map_err(|error| {
-            let span = error.span().unwrap_or(0..0);
-            locate(Located::new(span, error.message().trim_end().replace('\n', "; ")))
-        })?;
-        if let Some(run) = &config.run {
-            run.check().map_err(locate)?;
-        }
-        if let Some(replay) = &config.replay {
-            replay.check().map_err(locate)?;
-        }
-        Ok(config)
-    }
-}
-
 /// Checks whether a name is valid for an interface (kernel: `dev_valid_name`).
 ///
 /// # Errors
@@ -457,6 +412,8 @@ fn check_ring(size: u32) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn error(text: &str) -> String {
@@ -486,7 +443,7 @@ mod tests {
         );
         assert_eq!(
             error("[walk]\n"),
-            "r.toml:1:2: unknown field `walk`, expected `run` or `replay`"
+            "r.toml:1:2: unknown field `walk`, expected one of `run`, `replay`, `xfrm`"
         );
         assert_eq!(error("[run]\n\nqueues = 0\n"), "r.toml:3:10: queues is 0, expected 1 to 256");
         assert_eq!(

@@ -3,3 +3,6 @@
 //! - [`replay`]: sends the packets of a capture through it.
 
 pub mod replay;
+
+#[cfg(test)]
+mod ipsec_tests;

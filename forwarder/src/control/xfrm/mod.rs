@@ -4,6 +4,8 @@
 //! - [`state`]: security associations (SAs) with their keys;
 //! - [`ae`]: sequence numbers, replay windows and usage of SAs, read and written, and expiry of SAs;
 //! - [`changes`]: the SAs that notifications concern;
+//! - [`workers`]: SAs as workers use them;
+//! - [`names`]: names of flags;
 //! - [`info`]: the structs of the messages, with the kernel's numbers;
 //! - [`listing`]: SAs and policies with all that the kernel tells of them.
 //!
@@ -14,10 +16,12 @@ mod algorithms;
 pub mod changes;
 pub mod info;
 pub mod listing;
+pub mod names;
 pub mod policy;
 pub mod state;
 #[cfg(test)]
 mod tests;
+pub mod workers;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

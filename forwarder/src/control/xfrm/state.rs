@@ -9,13 +9,13 @@ use std::net::IpAddr;
 
 use super::ae::KernelReplay;
 use super::info::{EncapInfo, StateInfo, Stats};
-use super::{algorithms, family, mark, mode, of_family, selector_of, xfrma};
+use super::{algorithms, family, mark, mode, of_family, selector_of, workers, xfrma};
 use crate::control::netlink::message::{Message, u8_at, u32_at};
 use crate::control::netlink::query::NlSock;
 use crate::control::netlink::table::Table;
 use crate::ipsec::{
-    Direction, EcnRules, Family, InboundState, Keys, KmState, Mark, Mode, Selector, StateConfig,
-    StateFlags, UdpPorts,
+    Direction, EcnRules, Family, Keys, KmState, Mark, Mode, Selector, StateConfig, StateFlags,
+    UdpPorts,
 };
 use crate::wire::Protocol;
 
@@ -124,16 +124,7 @@ impl KernelState {
     /// Why workers cannot use it. `None`: they can.
     pub fn obstacle(&self) -> Option<String> {
         let unsupported = self.keys.as_ref().err().map(ToString::to_string);
-        let is_transport = self.config.mode != Mode::Tunnel;
-        unsupported
-            .or_else(|| is_transport.then(|| "transport mode".to_owned()))
-            .or_else(|| (self.config.if_id != 0).then(|| "an xfrm interface (if_id)".to_owned()))
-            .or_else(|| (self.config.mark.mask != 0).then(|| "a mark".to_owned()))
-            .or_else(|| {
-                let selector = &self.config.selector;
-                let sees_upper = selector.proto != 0 || selector.sport.1 | selector.dport.1 != 0;
-                sees_upper.then(|| "a selector with a protocol or ports".to_owned())
-            })
+        unsupported.or_else(|| workers::obstacle(&self.config))
     }
 }
 
@@ -293,13 +284,8 @@ fn checked(
     config: &StateConfig,
     direction: Option<Direction>,
 ) -> Result<Keys, Unsupported> {
-    let mut config = config.clone();
-    if direction == Some(Direction::Out) {
-        // Outbound SAs need no window, whereas inbound ones with ESN do.
-        config.replay_window = config.replay_window.max(1);
-    }
-    match InboundState::new(config, &keys) {
-        Ok(_) => Ok(keys),
+    match workers::check(config, &keys, direction) {
+        Ok(()) => Ok(keys),
         Err(error) => Err(Unsupported(error.to_string())),
     }
 }

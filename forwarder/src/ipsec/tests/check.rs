@@ -391,6 +391,24 @@ fn states_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn algorithms_name_the_lengths_of_keys_that_they_accept() {
+    let config = config(Mode::Tunnel, Family::Ipv4, StateFlags::default());
+    for len in 0..=64 {
+        let secret = || Secret::new(vec![1; len]);
+        let is_accepted = |keys| InboundState::new(config.clone(), &Keys::Esp(keys)).is_ok();
+        for aead in Aead::ALL {
+            let keys = EspKeys::Combined(aead, secret());
+            assert_eq!(is_accepted(keys), aead.key_lens().contains(&len), "{aead:?} {len}");
+        }
+        for cipher in Cipher::ALL {
+            let auth = Secret::new(vec![1; 32]);
+            let keys = EspKeys::EncryptThenMac(cipher, secret(), Auth::HmacSha256_128, auth);
+            assert_eq!(is_accepted(keys), cipher.key_lens().contains(&len), "{cipher:?} {len}");
+        }
+    }
+}
+
+#[test]
 fn the_newest_sa_that_matches_is_found() {
     let at = |mark, reqid| {
         let base = config(Mode::Tunnel, Family::Ipv4, StateFlags::default());

@@ -41,7 +41,7 @@ impl StaticNetwork {
             fib6: self.family(Family::V6, v6)?,
             neigh: Arc::new(NeighTable::new(neighbours)),
             sysctl: Arc::new(self.sysctl.clone()),
-            xfrm: Arc::default(),
+            xfrm: Arc::clone(&self.xfrm),
             epochs: Arc::new(Epochs::none()),
         })
     }

@@ -43,13 +43,14 @@ mod section;
 mod vlan;
 
 use std::net::IpAddr;
-
-use crate::fib::FibInfo;
-use crate::tables::{Link, Sysctls};
+use std::sync::Arc;
 
 use crate::control::config::Located;
 use crate::control::config::ipnet::IpNet;
+use crate::control::config::xfrm::StaticXfrm;
 use crate::control::mirror::state::Family;
+use crate::fib::FibInfo;
+use crate::tables::{Link, Sysctls, XfrmPolicies};
 
 pub use section::ReplaySection;
 
@@ -73,6 +74,8 @@ pub struct StaticNetwork {
     pub neighbours: Vec<StaticNeighbour>,
     /// Settings of the namespace.
     pub sysctl: Sysctls,
+    /// IPsec policies and security associations. All tables of the network share their sequence numbers.
+    pub xfrm: Arc<XfrmPolicies>,
 }
 
 /// A route.
@@ -144,6 +147,28 @@ impl StaticNetwork {
     /// For the first error, with its place.
     pub fn new(section: &ReplaySection) -> Result<StaticNetwork, Located> {
         resolve::resolve(section)
+    }
+
+    /// The network with IPsec policies and security associations. Those to an address of an interface receive, the
+    /// others send, with all sequence numbers from 1 on.
+    ///
+    /// # Errors
+    /// For the first SA that cannot be used, with its place.
+    pub fn with_xfrm(self, xfrm: &StaticXfrm) -> Result<StaticNetwork, Located> {
+        let is_local = |addr: IpAddr| {
+            let has = |link: &Link| match addr {
+                IpAddr::V4(addr) => link.addrs4.iter().any(|(own, _)| *own == addr),
+                IpAddr::V6(addr) => link.addrs6.iter().any(|(own, _)| *own == addr),
+            };
+            self.links.iter().any(has)
+        };
+        let xfrm = xfrm.tables(is_local)?;
+        for state in &xfrm.states().outbound {
+            // No number was used: the value that IVs are combined with is new.
+            let extended = state.sequence().extend(1..u64::MAX);
+            debug_assert!(extended.is_ok(), "a new sequence begins at 1");
+        }
+        Ok(StaticNetwork { xfrm: Arc::new(xfrm), ..self })
     }
 
     /// The interface with a name.

@@ -6,8 +6,6 @@ use std::net::IpAddr;
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
-use super::StaticNetwork;
-use crate::control::config::Located;
 use crate::control::config::ipnet::IpNet;
 use crate::fib::RouteType;
 
@@ -30,13 +28,6 @@ pub struct ReplaySection {
     /// `[replay.sysctl]`.
     #[serde(default)]
     pub(super) sysctl: SysctlSection,
-}
-
-impl ReplaySection {
-    /// Checks whether it describes a valid network.
-    pub(in crate::control) fn check(&self) -> Result<(), Located> {
-        StaticNetwork::new(self).map(drop)
-    }
 }
 
 #[derive(Debug, Clone, Deserialize)]

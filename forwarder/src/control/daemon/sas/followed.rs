@@ -16,15 +16,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ring::rand::{SecureRandom, SystemRandom};
-
 use super::Tracked;
 use crate::control::netlink::query::NlSock;
 use crate::control::xfrm::ae::{self, AeState, KernelReplay};
 use crate::control::xfrm::state::{KernelState, SaId};
+use crate::control::xfrm::workers::{self, WorkersState};
 use crate::ipsec::{
-    Direction, InboundState, IvSeed, Keys, KmState, OutboundState, ReplaySnapshot, State,
-    StateConfig, Usage,
+    InboundState, Keys, KmState, OutboundState, ReplaySnapshot, State, StateConfig, Usage,
 };
 use crate::tables::Wanted;
 
@@ -586,24 +584,9 @@ fn kind(kernel: KernelState, is_local: bool) -> Result<Kind, String> {
     if let Some(obstacle) = kernel.obstacle() {
         return Err(obstacle);
     }
-    match (kernel.direction, is_local) {
-        (Some(Direction::Out), true) => {
-            return Err("dir out to an address of the router".to_owned());
-        }
-        (Some(Direction::In), false) => return Err("dir in to another host".to_owned()),
-        _ => {}
-    }
     let keys: Keys = kernel.keys.map_err(|reason| reason.to_string())?;
-    if is_local {
-        let mut state =
-            InboundState::new(kernel.config, &keys).map_err(|error| error.to_string())?;
-        let replay = &kernel.replay;
-        state.replay_mut().restore(replay.seq, |back| replay.is_received(back));
-        return Ok(Kind::Inbound(Arc::new(state)));
-    }
-    let mut seed = [0; 16];
-    SystemRandom::new().fill(&mut seed).map_err(|_| "no random numbers for IVs".to_owned())?;
-    let first_free = kernel.replay.oseq.saturating_add(1);
-    let state = OutboundState::new(kernel.config, &keys, IvSeed::random(seed), first_free);
-    Ok(Kind::Outbound(Arc::new(state.map_err(|error| error.to_string())?)))
+    Ok(match workers::make(kernel.config, &keys, kernel.direction, &kernel.replay, is_local)? {
+        WorkersState::Inbound(state) => Kind::Inbound(state),
+        WorkersState::Outbound(state) => Kind::Outbound(state),
+    })
 }
