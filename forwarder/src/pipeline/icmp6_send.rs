@@ -35,6 +35,9 @@ pub(super) fn icmp6_send(
 ) -> Result<(), PuntReason> {
     let hdr = Ipv6hdr::of(skb);
     let Some(dev) = ctx.tables.links.ifindex(skb.iif) else { return Ok(()) };
+    if skb.mark != 0 && ctx.tables.sysctl.fwmark_reflect[1] {
+        return Err(PuntReason::Netfilter);
+    }
     if ctx.tables.sysctl.icmp6_errors_extended && is_extended(error.icmp_type) {
         return Err(PuntReason::IcmpExtension);
     }

@@ -42,6 +42,9 @@ pub(super) fn icmp_send(
 ) -> Result<(), PuntReason> {
     let iph = Iphdr::of(skb);
     let Some(dev) = ctx.tables.links.ifindex(skb.iif) else { return Ok(()) };
+    if skb.mark != 0 && ctx.tables.sysctl.fwmark_reflect[0] {
+        return Err(PuntReason::Netfilter);
+    }
     if ctx.tables.sysctl.icmp_errors_extended && is_extended(error.icmp_type) {
         return Err(PuntReason::IcmpExtension);
     }

@@ -320,6 +320,8 @@ pub struct Sysctls {
     pub icmp_msgs_burst: u32,
     /// net.ipv4.icmp_errors_use_inbound_ifaddr.
     pub icmp_errors_use_inbound_ifaddr: bool,
+    /// net.ipv4.fwmark_reflect, net.ipv6.fwmark_reflect: errors have the mark of the packet that they are about.
+    pub fwmark_reflect: [bool; 2],
     /// net.ipv4.icmp_errors_extension_mask is not 0: the kernel sends errors with objects of RFC 4884.
     pub icmp_errors_extended: bool,
     /// net.ipv6.icmp.errors_extension_mask is not 0.
@@ -362,6 +364,7 @@ impl Default for Sysctls {
             hop_limit: 64,
             auto_flowlabels: true,
             flowlabel_state_ranges: true,
+            fwmark_reflect: [false; 2],
             icmp_errors_extended: false,
             icmp6_errors_extended: false,
             icmp_ratelimit_ms: 1000,

@@ -136,6 +136,8 @@ pub fn read_all(files: &Files, custom_local_routes: bool) -> Sysctls {
             "ipv6/flowlabel_state_ranges",
             default.flowlabel_state_ranges,
         ),
+        fwmark_reflect: ["ipv4", "ipv6"]
+            .map(|family| switch(&format!("{family}/fwmark_reflect"), false)),
         icmp_errors_extended: switch("ipv4/icmp_errors_extension_mask", false),
         icmp6_errors_extended: switch("ipv6/icmp/errors_extension_mask", false),
         icmp_ratelimit_ms: number("ipv4/icmp_ratelimit", default.icmp_ratelimit_ms),

@@ -157,7 +157,7 @@ impl StaticNetwork {
     pub fn with_xfrm(self, xfrm: &StaticXfrm) -> Result<StaticNetwork, Located> {
         let is_local = |addr: IpAddr| {
             let has = |link: &Link| match addr {
-                IpAddr::V4(addr) => link.addrs4.iter().any(|(own, _)| *own == addr),
+                IpAddr::V4(addr) => link.addrs4.iter().any(|own| own.local == addr),
                 IpAddr::V6(addr) => link.addrs6.iter().any(|(own, _)| *own == addr),
             };
             self.links.iter().any(has)
