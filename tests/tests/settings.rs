@@ -74,9 +74,8 @@ fn every_setting_of_this_kernel_is_classified() {
         assert!(found.len() > 100, "{family}: {}", found.len());
         for setting in found {
             let of_default = setting.replace("neigh.IF.gc_", "neigh.default.gc_");
-            let is_named = |pattern: &str| {
-                matches(pattern, &setting) || matches(pattern, &of_default)
-            };
+            let is_named =
+                |pattern: &str| matches(pattern, &setting) || matches(pattern, &of_default);
             if !named.iter().any(|(pattern, _)| is_named(pattern)) {
                 findings.push(format!("net.{family}.{setting} is not classified"));
             }

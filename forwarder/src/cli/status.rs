@@ -81,7 +81,7 @@ fn text(report: &StatusReport) -> String {
     let mirror = &report.mirror;
     text += &format!(
         "mirror {} generation {} links {} addrs {} routes {} + {} rules {} nexthops {} neighbours \
-         {} resyncs {}\n",
+         {} resyncs {} corrections {}\n",
         if mirror.ready { "ready" } else { "not ready" },
         mirror.generation,
         mirror.links,
@@ -91,7 +91,8 @@ fn text(report: &StatusReport) -> String {
         mirror.rules,
         mirror.nexthops,
         mirror.neighbours,
-        mirror.resyncs
+        mirror.resyncs,
+        mirror.corrections
     );
     if let Some(flows) = report.offloaded_flows {
         text += &format!("offloaded flows: {flows}\n");

@@ -443,6 +443,9 @@ pub struct MirrorStatus {
     pub neighbours: u64,
     /// How often everything was read again after messages were lost (ENOBUFS).
     pub resyncs: u64,
+    /// How often the self-check found a part that differed from the kernel's without an event, and replaced it.
+    #[serde(default)]
+    pub corrections: u64,
     /// Routes and rules that cannot be mirrored; their traffic stays in the kernel.
     pub unmirrored: Vec<String>,
     /// Milliseconds for which the control thread has had no turn, if that is too long: the data about

@@ -311,6 +311,7 @@ impl Supervisor {
             nexthops: state.nexthops.len() as u64,
             neighbours: state.neighs.len() as u64,
             resyncs: self.mirror.counters().resyncs,
+            corrections: self.mirror.counters().corrections,
             unmirrored: self.clients.unmirrored.list.clone(),
             stalled_ms: None,
         }

@@ -3,13 +3,16 @@
 //! removed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::compile::{Touched, links};
 use super::follow::{Follower, Parts};
 use super::parse;
 use super::rib::{Dump, Rib, RibAddr};
-use super::state::{Family, LinkState};
+use super::state::{Family, LinkState, Neighs};
 use super::sysctl;
 use crate::control::netlink::message::Message;
 use crate::control::netlink::rtnl::Requests;
@@ -56,6 +59,33 @@ impl Follower {
         // change was complete.
         let end = self.resync_links(requests)?;
         self.note_end(end, |parts| &mut parts.links);
+        self.replace(requests, parts, now)
+    }
+
+    /// Dumps a part of the state, and replaces it, unless the dump is interrupted. Returns whether it was different.
+    pub(super) fn compare(
+        &mut self,
+        requests: &mut Requests,
+        part: Parts,
+        now: Instant,
+    ) -> Result<bool, SockError> {
+        debug_assert_eq!(self.touched, Touched::default(), "the tables are compiled");
+        (self.is_comparing, self.has_changed_routes) = (true, false);
+        let dumped = match part.links {
+            true => self.resync_links(requests).map(drop),
+            false => self.replace(requests, part, now),
+        };
+        self.is_comparing = false;
+        dumped.map(|()| self.has_changed_routes || self.touched != Touched::default())
+    }
+
+    /// Dumps all parts but links, and replaces them.
+    fn replace(
+        &mut self,
+        requests: &mut Requests,
+        parts: Parts,
+        now: Instant,
+    ) -> Result<(), SockError> {
         if parts.netconf {
             let end = self.resync_netconf(requests)?;
             self.note_end(end, |parts| &mut parts.netconf);
@@ -79,10 +109,13 @@ impl Follower {
             self.note_end(end?, |parts| &mut parts.routes4);
         }
         if parts.routes6 {
-            self.route_expires = None;
+            let expires = self.route_expires.take();
             let mut rib = std::mem::take(&mut self.state.routes6);
             let end = self.resync_routes(requests, &mut rib, Family::V6, now);
             self.state.routes6 = rib;
+            if end.is_err() {
+                self.route_expires = expires;
+            }
             self.note_end(end?, |parts| &mut parts.routes6);
         }
         if parts.neighs {
@@ -125,11 +158,15 @@ impl Follower {
             })?;
             if end == DumpEnd::Interrupted {
                 self.counters.dump_intr += 1;
+                if self.is_comparing {
+                    return Err(interrupted(what));
+                }
                 if attempt < self.interrupted_max {
                     continue;
                 }
             }
-            self.counters.unparsable += unparsable;
+            // A comparison reads nothing that was not counted before.
+            self.counters.unparsable += if self.is_comparing { 0 } else { unparsable };
             return Ok((all, end));
         }
     }
@@ -277,14 +314,18 @@ impl Follower {
             };
             if end == DumpEnd::Interrupted {
                 self.counters.dump_intr += 1;
+                if self.is_comparing {
+                    rib.discard(dump);
+                    return Err(interrupted("dump routes"));
+                }
                 if attempt < self.interrupted_max {
                     rib.discard(dump);
                     continue;
                 }
             }
-            self.counters.unparsable += unparsable;
+            self.counters.unparsable += if self.is_comparing { 0 } else { unparsable };
             self.note_expiry(expires, now);
-            rib.commit(dump);
+            self.has_changed_routes |= rib.commit(dump);
             return Ok(end);
         }
     }
@@ -297,8 +338,9 @@ impl Follower {
             }
             Parsed::from(parse::neigh(message))
         })?;
-        let neighs = neighs.into_iter().map(|neigh| ((neigh.ifindex, neigh.dst), neigh)).collect();
-        self.touched.neighs |= self.state.neighs != neighs;
+        let neighs: Neighs =
+            neighs.into_iter().map(|neigh| ((neigh.ifindex, neigh.dst), neigh)).collect();
+        self.touched.neighs |= are_seen_otherwise(&self.state.neighs, &neighs);
         self.state.neighs = neighs;
         Ok(end)
     }
@@ -330,6 +372,18 @@ impl Follower {
         self.state.netconf = netconf;
         Ok(end)
     }
+}
+
+/// Whether workers get different neighbours.
+fn are_seen_otherwise(old: &Neighs, new: &Neighs) -> bool {
+    let seen = |neighs: &Neighs, key: &(u32, IpAddr)| neighs.get(key).and_then(links::visible);
+    let differs = |key: &(u32, IpAddr)| seen(old, key) != seen(new, key);
+    old.keys().chain(new.keys()).any(differs)
+}
+
+/// A comparison ends with an interrupted dump: the next one may not be.
+fn interrupted(what: &'static str) -> SockError {
+    SockError::Refused { what, source: io::ErrorKind::Interrupted.into(), text: String::new() }
 }
 
 /// The result of parsing one message of a dump.

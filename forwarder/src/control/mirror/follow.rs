@@ -58,6 +58,8 @@ pub struct MirrorCounters {
     pub dump_intr: u64,
     /// Messages that could not be parsed; their contents are not mirrored.
     pub unparsable: u64,
+    /// Times a part of the state differed from the kernel's without an event, and was replaced.
+    pub corrections: u64,
 }
 
 /// Parts of the state to be dumped.
@@ -134,6 +136,10 @@ pub struct Follower {
     /// priority.
     pub(super) rest_until: Option<Instant>,
     pub(super) route_expires: Option<Instant>,
+    /// The state is compared with a dump, which is given up if it is interrupted.
+    pub(super) is_comparing: bool,
+    /// A dump of routes differed from those before.
+    pub(super) has_changed_routes: bool,
 }
 
 impl Default for Follower {
@@ -150,6 +156,8 @@ impl Default for Follower {
             dead_retries: 0,
             rest_until: None,
             route_expires: None,
+            is_comparing: false,
+            has_changed_routes: false,
         }
     }
 }
@@ -208,6 +216,11 @@ impl Follower {
                 parts.routes6 |= dead6;
             });
         }
+    }
+
+    /// Whether something is to be dumped again because of a doubt.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.doubts_due.is_some()
     }
 
     /// When something has to be dumped again.

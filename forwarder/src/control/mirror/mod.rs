@@ -3,7 +3,7 @@
 //!
 //! The mirror subscribes first and dumps then. Events that were queued before or during a dump are
 //! applied after it; the result is correct because each event contains the state, not a difference.
-//! `follow` handles changes without an event. One thread owns the mirror and polls it; only replies
+//! `follow` handles changes without an event; `self_check` finds others. One thread owns the mirror and polls it; only replies
 //! of the kernel are waited for.
 //!
 //! - `parse`: parses messages;
@@ -23,6 +23,7 @@ mod parse;
 mod resolve;
 pub mod rib;
 mod rx_handlers;
+mod self_check;
 pub mod show;
 pub mod state;
 mod sysctl;
@@ -48,6 +49,7 @@ use self::follow::{Follower, Parts};
 use self::resolve::Resolver;
 use self::rib::RTN_LOCAL;
 use self::rx_handlers::Taken;
+use self::self_check::SelfCheck;
 use crate::control::netlink::events::{Events, Received};
 use crate::control::netlink::message::Messages;
 use crate::control::netlink::rtnl::{self, Requests};
@@ -159,6 +161,7 @@ pub struct Mirror {
     sysctl_turn: u32,
     next_keepalive: Instant,
     next_reclaim: Instant,
+    self_check: SelfCheck,
 }
 
 impl Mirror {
@@ -179,6 +182,7 @@ impl Mirror {
             sysctl_turn: 0,
             next_keepalive: now + KEEPALIVE_INTERVAL,
             next_reclaim: now + RECLAIM_INTERVAL,
+            self_check: SelfCheck::new(now),
         };
         mirror.compiler.ports = options.ports.into_iter().collect();
         mirror.follower.resync(&mut mirror.requests, Parts::ALL, now)?;
@@ -218,7 +222,8 @@ impl Mirror {
         }
         // Apply queued events before a new dump, or they would be applied after it.
         let more = self.drain(now)?;
-        self.settle(now, more)
+        let changes = self.settle(now, more)?;
+        self.self_check(now, changes)
     }
 
     /// Reads all settings that have no events, regardless of when they were read last; used after a
@@ -235,6 +240,7 @@ impl Mirror {
     /// When to call [`Mirror::tick`] next.
     pub fn next_tick(&self) -> Instant {
         let timers = self.next_sysctl.min(self.next_keepalive).min(self.next_reclaim);
+        let timers = timers.min(self.self_check.due);
         self.follower.due().map_or(timers, |due| due.min(timers))
     }
 

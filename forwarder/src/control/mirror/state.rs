@@ -318,6 +318,9 @@ pub struct DevSysctls {
     pub hop_limit: u8,
 }
 
+/// Neighbours by interface and address.
+pub type Neighs = BTreeMap<(u32, IpAddr), NeighState>;
+
 /// The mirrored state of the network namespace.
 #[derive(Debug, Default)]
 pub struct RouterState {
@@ -333,7 +336,7 @@ pub struct RouterState {
     /// By id.
     pub nexthops: BTreeMap<u32, NexthopState>,
     /// By interface and address, in the order of output.
-    pub neighs: BTreeMap<(u32, IpAddr), NeighState>,
+    pub neighs: Neighs,
     /// By family and ifindex.
     pub netconf: HashMap<(Family, i32), Netconf>,
     /// IPv4 routes.

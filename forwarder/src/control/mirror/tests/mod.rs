@@ -9,6 +9,7 @@ mod oracle;
 mod random;
 mod root;
 mod rule_lookups;
+mod self_check;
 mod vlans;
 
 use std::process::{Command, Stdio};
@@ -77,7 +78,7 @@ fn settle(mirror: &mut Mirror) {
     loop {
         let more = mirror.process().expect("process").more;
         let ticked = mirror.tick(Instant::now()).expect("tick").more;
-        if !more && !ticked && mirror.follower.due().is_none() {
+        if !more && !ticked && !mirror.follower.is_in_doubt() {
             return;
         }
         assert!(Instant::now() < until, "events without end");

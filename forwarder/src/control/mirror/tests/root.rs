@@ -30,7 +30,7 @@ fn assert_answers(mirror: &mut Mirror, questions: &[Question]) {
 }
 
 /// The configuration of the lab besides its links.
-const LAB: &[&str] = &[
+pub(super) const LAB: &[&str] = &[
     "ip addr add 10.0.0.1/24 brd + dev va",
     "ip addr add 10.0.1.1/24 dev vc",
     "ip addr add 2001:db8::1/64 dev va nodad",
