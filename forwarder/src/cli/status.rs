@@ -46,8 +46,10 @@ fn wait(global: &Global, timeout: Duration) -> Result<StatusReport> {
     let start = Instant::now();
     loop {
         let answer = match global.ask(&Request::Status) {
-            Ok(Response::Status(report)) if report.state == State::Forwarding => return Ok(report),
-            Ok(Response::Status(report)) => Ok(report),
+            Ok(Response::Status(report)) if report.state == State::Forwarding => {
+                return Ok(*report);
+            }
+            Ok(Response::Status(report)) => Ok(*report),
             Ok(other) => return Err(unexpected(&other)),
             Err(error) => Err(error),
         };

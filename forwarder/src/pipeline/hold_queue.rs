@@ -38,6 +38,8 @@ pub(super) struct HoldQueue {
     pub slots: Box<[Slot]>,
     /// Frames of all held packets.
     pub held: usize,
+    /// Frames of packets of the current burst that will be held.
+    pub reserved: usize,
     /// Generation of the tables in which the neighbours were last looked up.
     pub generation: u64,
     /// When to check next for packets that have waited too long.
@@ -54,7 +56,7 @@ impl HoldQueue {
             packets: RoutedBurst::with_capacity(PER_NEIGHBOUR),
         };
         let slots = (0..NEIGHBOURS).map(slot).collect();
-        HoldQueue { slots, held: 0, generation: 0, poll_ns: 0 }
+        HoldQueue { slots, held: 0, reserved: 0, generation: 0, poll_ns: 0 }
     }
 
     /// Number of held packets.
@@ -62,12 +64,13 @@ impl HoldQueue {
         self.slots.iter().map(|slot| slot.packets.len()).sum()
     }
 
-    /// Whether a packet for a neighbour finds room without another one being dropped.
+    /// Whether a packet for a neighbour finds room without another one being dropped, beside those for which room is
+    /// reserved, whatever their neighbours are.
     pub fn has_room(&self, oif: u32, addr: IpAddr) -> bool {
-        match self.slots.iter().find(|slot| slot.is_for(oif, addr)) {
-            Some(slot) => slot.packets.room() > 0,
-            None => self.slots.iter().any(Slot::is_free),
-        }
+        let slot = self.slots.iter().find(|slot| slot.is_for(oif, addr));
+        let room = slot.map_or(PER_NEIGHBOUR, |slot| slot.packets.room());
+        let has_slot = || self.slots.iter().filter(|slot| slot.is_free()).count() > self.reserved;
+        room > self.reserved && (slot.is_some() || has_slot())
     }
 
     /// The slot for a neighbour, and whether it was free until now.

@@ -170,7 +170,8 @@ fn send<'a>(
     }
     count(error, ctx);
     match sent {
-        Ok(sent) => sent.finish(reply, EtherType::IPV6, dst, ctx),
+        Ok(sent) => sent.xmit(reply, EtherType::IPV6, dst, ctx),
+        Err(Exit::Drop(reason)) => ctx.drop_skb(reply, reason),
         Err(_) => ctx.drop_skb(reply, DropReason::NetfilterDrop),
     }
     Ok(())

@@ -18,23 +18,17 @@ use crate::trace::step::Stage;
 use crate::trace::{Step, Tracer};
 use crate::wire::EtherType;
 
-/// How a packet of the router that has passed the hooks is sent.
+/// A packet of the router that has passed the hooks, and how it is to be sent.
 #[derive(Debug)]
-pub(super) struct Sent<'a> {
+pub(super) struct LocalOutput<'a> {
     routed: PostRouted,
     /// It has been protected: protocol and route of the outer packet.
     protected: Option<(EtherType, Dst<'a>)>,
 }
 
-impl Sent<'_> {
+impl LocalOutput<'_> {
     /// Sends the packet, which has this protocol and route if it has not been protected.
-    pub(super) fn finish(
-        self,
-        reply: SkBuff,
-        protocol: EtherType,
-        dst: &Dst<'_>,
-        ctx: &mut Ctx<'_>,
-    ) {
+    pub(super) fn xmit(self, reply: SkBuff, protocol: EtherType, dst: &Dst<'_>, ctx: &mut Ctx<'_>) {
         let outer = self.protected.as_ref().map(|(protocol, dst)| (*protocol, dst));
         match outer.unwrap_or((protocol, dst)) {
             (EtherType::IPV4, dst) => ip_finish_output(reply, dst, &self.routed, ctx),
@@ -55,7 +49,7 @@ pub(super) fn local_out<'a>(
     pf: Family,
     dst: &Dst<'a>,
     ctx: &mut Ctx<'a>,
-) -> Result<Sent<'a>, Exit> {
+) -> Result<LocalOutput<'a>, Exit> {
     let sent = match ctx.out.trace.is_traced() {
         true => send::<Traced>(reply, pf, dst, ctx),
         false => send::<Hooked>(reply, pf, dst, ctx),
@@ -72,7 +66,7 @@ fn send<'a, M: Mode>(
     pf: Family,
     dst: &Dst<'a>,
     ctx: &mut Ctx<'a>,
-) -> Result<Sent<'a>, Exit> {
+) -> Result<LocalOutput<'a>, Exit> {
     let devices = Devices { iif: None, oif: Some(dst.dev) };
     check_egress::<M>(dst.dev, ctx)?;
     let state = xfrm_lookup_error(reply, pf, dst, ctx)?;
@@ -85,11 +79,11 @@ fn send<'a, M: Mode>(
     if of_sent.map(std::ptr::from_ref) != state.map(std::ptr::from_ref) {
         return Err(Exit::Punt(PuntReason::Xfrm));
     }
-    let Some(bundle) = bundle else { return Ok(Sent { routed, protected: None }) };
+    let Some(bundle) = bundle else { return Ok(LocalOutput { routed, protected: None }) };
     if M::TRACED {
         ctx.out.trace.step(Step::Stage(Stage::XfrmOutput));
     }
     let mut way = Way::default();
     let routed = xfrm_output::<M>(reply, bundle, None, &mut way, ctx)?;
-    Ok(Sent { routed, protected: way.protected })
+    Ok(LocalOutput { routed, protected: way.protected })
 }

@@ -187,6 +187,7 @@ fn forward_packets<M: Mode>(burst: &mut Burst, ctx: &mut Ctx<'_>) {
             dispositions.set(n, disposition);
         }
         dispositions.carry_out(burst, count, ctx);
+        ctx.state.hold.reserved = 0;
         if M::TRACED {
             traced::end(ctx);
         }
@@ -286,7 +287,7 @@ fn forward<'a, M: Mode>(
         false => disposition,
     };
     let Disposition::Punt(reason) = disposition else { return disposition };
-    match way.secpath.map(|secpath| give_back(skb, secpath, &ctx.state.xfrm_received)) {
+    match way.secpath.map(|secpath| give_back(skb, secpath, &mut ctx.state.xfrm_received)) {
         Some(true) => Disposition::Punt(reason),
         Some(false) => Disposition::Drop(DropReason::PuntFailed),
         None => Disposition::Punt(reason),
@@ -397,7 +398,7 @@ fn ip_rcv<'a, 'k, M: Mode>(
         }
     }
     if bundle.is_none() {
-        check_room(dst, Ipv4Addr::from_bits(iph.daddr), ctx)?;
+        check_room(skb, dst, Ipv4Addr::from_bits(iph.daddr), ctx)?;
     }
     let via = bundle.as_ref().map_or(&*dst, |bundle| &bundle.dst);
     // The sender of a packet with protection is not told another way.
@@ -501,7 +502,7 @@ fn ip6_rcv<'a, 'k, M: Mode>(
         }));
     }
     if bundle.is_none() {
-        check_room(dst, hdr.daddr, ctx)?;
+        check_room(skb, dst, hdr.daddr, ctx)?;
     }
     traced::stage::<M>(Stage::Ip6Forward, ctx);
     traced::step::<M>(|| Step::Ttl(hdr.hop_limit.saturating_sub(1)), ctx);
@@ -528,10 +529,12 @@ fn ip6_rcv<'a, 'k, M: Mode>(
 }
 
 /// Whether the kernel may have to send the errors about packets of this family: hook functions or IPsec policies see
-/// the router's own packets.
+/// the router's own packets, or they have marks.
 #[inline]
 fn may_be_kernels_error(pf: Family, ctx: &Ctx<'_>) -> bool {
-    ctx.hooks.see_own_packets(pf) || concern_sent(pf, ctx)
+    ctx.hooks.see_own_packets(pf)
+        || concern_sent(pf, ctx)
+        || ctx.tables.sysctl.fwmark_reflect[usize::from(pf == Family::Ip6)]
 }
 
 /// Where the errors of this router may be the kernel's to send, and if it came with protection, a packet does not wait

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use super::dst::Dst;
-use super::hold_queue::HoldQueue;
 use super::post_routing::PostRouted;
 use super::{Ctx, Exit};
 use crate::skb::SkBuff;
@@ -15,15 +14,16 @@ const HELD_MAX: usize = 512;
 /// Interval of the check for packets that have waited too long.
 pub(super) const POLL_NS: u64 = 50_000_000;
 
-/// Before a packet is changed: finds its neighbour, and whether it would be held if that is not resolved.
+/// Before a packet is changed: finds its neighbour, and reserves room for the packet if that is not resolved.
 ///
 /// # Errors
-/// It would not. The kernel holds it, as received.
+/// There is no room, or the error would be the kernel's if the neighbour does not answer. The kernel holds it, as received.
 #[inline(always)]
 pub(super) fn check_room<'a>(
+    skb: &SkBuff,
     dst: &mut Dst<'a>,
     daddr: impl Into<IpAddr>,
-    ctx: &Ctx<'a>,
+    ctx: &mut Ctx<'a>,
 ) -> Result<(), Exit> {
     if dst.hh.is_some() {
         return Ok(());
@@ -32,24 +32,32 @@ pub(super) fn check_room<'a>(
     dst.resolve(daddr, ctx.tables);
     match dst.neigh.and_then(|neigh| neigh.lladdr) {
         Some(_) => Ok(()),
-        None => has_room(dst, daddr, ctx),
+        None => reserve(skb, dst, daddr, ctx),
     }
 }
 
 #[cold]
 #[inline(never)]
-fn has_room(dst: &Dst<'_>, daddr: IpAddr, ctx: &Ctx<'_>) -> Result<(), Exit> {
-    let queue = &ctx.state.hold;
+fn reserve(skb: &SkBuff, dst: &Dst<'_>, daddr: IpAddr, ctx: &mut Ctx<'_>) -> Result<(), Exit> {
+    let sysctl = &ctx.tables.sysctl;
+    let is_kernels_error = match daddr {
+        IpAddr::V4(_) => sysctl.icmp_errors_extended || sysctl.multipath_use_neigh,
+        IpAddr::V6(_) => sysctl.icmp6_errors_extended,
+    };
     let addr = dst.gateway().copied().unwrap_or(daddr);
-    match !is_scarce(queue, ctx) && queue.has_room(dst.dev.ifindex, addr) {
-        true => Ok(()),
-        false => Err(Exit::Punt(PuntReason::NeighUnresolved)),
+    let limit = frames_max(ctx);
+    let queue = &mut ctx.state.hold;
+    let has_room = queue.held + queue.reserved < limit && queue.has_room(dst.dev.ifindex, addr);
+    if is_kernels_error || !has_room {
+        return Err(Exit::Punt(PuntReason::NeighUnresolved));
     }
+    queue.reserved += skb.frames();
+    Ok(())
 }
 
 /// Forwarding has priority for frames: a scan of unused addresses must not take them all.
-fn is_scarce(queue: &HoldQueue, ctx: &Ctx<'_>) -> bool {
-    queue.held >= HELD_MAX.min(ctx.pool.total() as usize / 4)
+fn frames_max(ctx: &Ctx<'_>) -> usize {
+    HELD_MAX.min(ctx.pool.total() as usize / 4)
 }
 
 /// Holds a packet, and requests resolution of its neighbour.
@@ -63,8 +71,9 @@ pub(super) fn hold(
 ) {
     // Different captures may be running when it is sent.
     skb.headers_may_change();
-    let scarce = is_scarce(&ctx.state.hold, ctx);
+    let limit = frames_max(ctx);
     let queue = &mut ctx.state.hold;
+    let scarce = queue.held >= limit;
     if queue.held == 0 {
         queue.generation = ctx.tables.generation;
         queue.poll_ns = ctx.now_ns + POLL_NS;
@@ -82,7 +91,8 @@ pub(super) fn hold(
         (slot.since_ns, slot.asked_ns) = (ctx.now_ns, ctx.now_ns);
         ctx.out.request_neigh(oif, addr);
     }
-    // As in the kernel, the oldest packet is dropped to make room: packets that are forwarded find some, others may not.
+    // As in the kernel, the oldest packet is dropped to make room, if none was reserved: for the router's own packets,
+    // fragments, and those that functions at the hooks or IPsec have changed.
     let full = scarce || slot.packets.room() == 0;
     let oldest = if full { slot.packets.drain(1).next() } else { None };
     let frames = skb.frames();

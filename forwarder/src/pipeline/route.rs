@@ -240,11 +240,11 @@ pub(super) fn fib_select_path(
     hash: impl FnOnce() -> Result<u32, Exit>,
 ) -> Result<&Nexthop, Exit> {
     let hash = if info.nexthops.len() > 1 { hash()? } else { 0 };
-    info.select(|| hash).ok_or(LEFT)
+    info.select(|| hash).ok_or(BY_KERNEL)
 }
 
 /// The kernel has to select the next hop.
-pub(super) const LEFT: Exit = Exit::Punt(PuntReason::RouteUnsupported);
+pub(super) const BY_KERNEL: Exit = Exit::Punt(PuntReason::RouteUnsupported);
 
 /// `fib_multipath_hash`.
 ///
@@ -256,12 +256,12 @@ fn multipath_hash(skb: &SkBuff, ctx: &Ctx<'_>) -> Result<u32, Exit> {
     let sysctl = &ctx.tables.sysctl;
     let key = match MultipathHash::of(sysctl.multipath_hash_policy4, sysctl.multipath_hash_fields4)
     {
-        _ if sysctl.multipath_use_neigh => return Err(LEFT),
-        None => return Err(LEFT),
-        Some(hash) if hash.is_left(packet.protocol()) => return Err(LEFT),
+        _ if sysctl.multipath_use_neigh => return Err(BY_KERNEL),
+        None => return Err(BY_KERNEL),
+        Some(hash) if hash.needs_kernel(packet.protocol()) => return Err(BY_KERNEL),
         Some(MultipathHash::L3) => FlowKey::l3_ipv4(&packet),
         // Also of an ICMP error.
-        Some(MultipathHash::Inside) => FlowKey::of_fields_ipv4(&packet, HashFields::ADDRESSES),
+        Some(MultipathHash::Inner) => FlowKey::of_fields_ipv4(&packet, HashFields::ADDRESSES),
         Some(MultipathHash::L4) => FlowKey::l4_ipv4(&packet),
         Some(MultipathHash::Fields(fields)) => FlowKey::of_fields_ipv4(&packet, fields),
     };
@@ -274,7 +274,7 @@ pub(super) enum MultipathHash {
     L3,
     L4,
     /// The addresses inside a tunnel.
-    Inside,
+    Inner,
     Fields(HashFields),
 }
 
@@ -284,20 +284,20 @@ impl MultipathHash {
         match policy {
             0 => Some(MultipathHash::L3),
             1 => Some(MultipathHash::L4),
-            2 => Some(MultipathHash::Inside),
+            2 => Some(MultipathHash::Inner),
             3 => Some(MultipathHash::Fields(fields)),
             _ => None,
         }
     }
 
     /// Whether the kernel looks into packets of this protocol, which is not done here (`__skb_flow_dissect`).
-    pub fn is_left(self, protocol: Protocol) -> bool {
-        let looks_inside = match self {
+    pub fn needs_kernel(self, protocol: Protocol) -> bool {
+        let has_inner = match self {
             MultipathHash::L3 | MultipathHash::L4 => false,
-            MultipathHash::Inside => true,
-            MultipathHash::Fields(fields) => fields.are_of_inside(),
+            MultipathHash::Inner => true,
+            MultipathHash::Fields(fields) => fields.have_inner(),
         };
-        looks_inside && matches!(protocol, Protocol::IPIP | Protocol::IPV6 | Protocol::GRE)
+        has_inner && matches!(protocol, Protocol::IPIP | Protocol::IPV6 | Protocol::GRE)
     }
 }
 
@@ -314,7 +314,7 @@ pub(super) fn ip_route_output<'a>(daddr: u32, saddr: u32, ctx: &Ctx<'a>) -> Resu
         _ => return Err(Exit::Drop(DropReason::IpNoRoute)),
     };
     let nexthop = fib_select_path(info, || match ctx.tables.sysctl.multipath_use_neigh {
-        true => Err(LEFT),
+        true => Err(BY_KERNEL),
         false => Ok(mix32(ctx.state.hash_seed ^ u64::from(daddr))),
     })?;
     Dst::new(info, nexthop, ctx.tables)

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::burst_routes::BurstRoutes;
 use super::dst::Dst;
 use super::headers::Ipv6hdr;
-use super::route::{LEFT, MultipathHash, fib_select_path, mix32};
+use super::route::{BY_KERNEL, MultipathHash, fib_select_path, mix32};
 use super::{Ctx, Exit, IcmpError};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::skb::SkBuff;
@@ -106,11 +106,11 @@ fn multipath_hash(skb: &SkBuff, ctx: &Ctx<'_>) -> Result<u32, Exit> {
     let protocol = packet.upper_layer().map_or(packet.next_header(), |upper| upper.protocol);
     let key = match MultipathHash::of(sysctl.multipath_hash_policy6, sysctl.multipath_hash_fields6)
     {
-        None => return Err(LEFT),
-        Some(hash) if hash.is_left(protocol) => return Err(LEFT),
+        None => return Err(BY_KERNEL),
+        Some(hash) if hash.needs_kernel(protocol) => return Err(BY_KERNEL),
         Some(MultipathHash::L3) => FlowKey::l3_ipv6(&packet),
         // Also of an ICMPv6 error.
-        Some(MultipathHash::Inside) => FlowKey::of_fields_ipv6(&packet, HashFields::L3_IPV6),
+        Some(MultipathHash::Inner) => FlowKey::of_fields_ipv6(&packet, HashFields::L3_IPV6),
         Some(MultipathHash::L4) => FlowKey::l4_ipv6(&packet),
         Some(MultipathHash::Fields(fields)) => FlowKey::of_fields_ipv6(&packet, fields),
     };

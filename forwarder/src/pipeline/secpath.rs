@@ -14,12 +14,21 @@ pub(super) struct Kept {
     /// Length of its link-layer header, octets.
     link_layer: usize,
     ip_summed: IpSummed,
+    /// It has not been restored yet.
+    is_kept: bool,
 }
 
 impl Kept {
     pub fn new() -> Kept {
         let octets = Box::new([0; FRAME_SIZE]);
-        Kept { octets, offset: 0, len: 0, link_layer: 0, ip_summed: IpSummed::default() }
+        Kept {
+            octets,
+            offset: 0,
+            len: 0,
+            link_layer: 0,
+            ip_summed: IpSummed::default(),
+            is_kept: false,
+        }
     }
 
     pub fn keep(&mut self, skb: &SkBuff) {
@@ -30,6 +39,7 @@ impl Kept {
         (self.offset, self.len) = (skb.data_offset(), packet.len());
         self.link_layer = skb.network_offset();
         self.ip_summed = skb.ip_summed;
+        self.is_kept = true;
     }
 
     /// The packet that was kept, link-layer header first.
@@ -37,9 +47,12 @@ impl Kept {
         self.octets.get(..self.len).unwrap_or(&[])
     }
 
-    /// Makes the packet what it was, but for its mark. `false`: it cannot be; it is not the packet that was kept.
+    /// Makes the packet what it was, but for its mark, once. `false`: it cannot be, or no packet was kept.
     #[cold]
-    pub fn restore(&self, skb: &mut SkBuff) -> bool {
+    pub fn restore(&mut self, skb: &mut SkBuff) -> bool {
+        if !std::mem::take(&mut self.is_kept) {
+            return false;
+        }
         let (start, end) = (self.offset, self.offset + self.len);
         let copied = skb.linear_mut().and_then(|(frame, _)| {
             frame.get_mut(start..end)?.copy_from_slice(self.octets());
@@ -63,7 +76,7 @@ pub(super) struct Secpath<'a> {
 /// Makes a packet whose protection was removed what it was, for the kernel. `false`: it cannot be.
 #[cold]
 #[inline(never)]
-pub(super) fn give_back(skb: &mut SkBuff, secpath: Secpath<'_>, received: &Kept) -> bool {
+pub(super) fn give_back(skb: &mut SkBuff, secpath: Secpath<'_>, received: &mut Kept) -> bool {
     // The replay window keeps the packet: workers refuse it if it comes again.
     secpath.state.state().uncount(secpath.octets);
     skb.mark = 0;

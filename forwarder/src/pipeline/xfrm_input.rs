@@ -153,7 +153,7 @@ fn pass_local_in<M: PathMode>(
 
 /// The packet as it was received, for the kernel.
 #[cold]
-fn restored(skb: &mut SkBuff, reason: PuntReason, ctx: &Ctx<'_>) -> Exit {
+fn restored(skb: &mut SkBuff, reason: PuntReason, ctx: &mut Ctx<'_>) -> Exit {
     skb.mark = 0;
     match ctx.state.xfrm_received.restore(skb) {
         true => Exit::Punt(reason),

@@ -114,7 +114,8 @@ pub(super) fn xfrm_bundle_create<'a>(
     Ok(Bundle { state, dst: Dst { mtu, ..*dst }, outer })
 }
 
-/// Protects a packet that has passed POST_ROUTING; `dev`: what received it, `None`: it is the router's own. The outer packet is then routed: its protocol and
+/// Protects a packet that has passed POST_ROUTING; `dev`: what received it, `None`: it is the router's own.
+/// The outer packet is then routed: its protocol and
 /// route are `way.protected`.
 ///
 /// # Errors
@@ -139,7 +140,8 @@ pub(super) fn xfrm_output<'a, M: Mode>(
             (Family::Ip6, EtherType::IPV6, hop_limit, Mib::Ip6OutRequests)
         }
     };
-    if ctx.hooks.see_own_packets(pf) {
+    let is_seen = |hook| !ctx.hooks.is_empty_at(pf, hook);
+    if is_seen(Hook::LocalOut) || is_seen(Hook::PostRouting) {
         ctx.state.xfrm_unsealed.keep(skb);
     }
     let (ip_summed, len) = (skb.ip_summed, skb.network_len());

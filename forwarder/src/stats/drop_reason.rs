@@ -194,8 +194,8 @@ reasons! {
         Fragment = "FRAGMENT",
         /// An ICMP error is due, which the kernel sends with an extension (RFC 4884).
         IcmpExtension = "ICMP_EXTENSION",
-        /// The neighbour is not resolved, and the kernel would have to send the error if it cannot be: hook
-        /// functions or IPsec policies see the router's own packets.
+        /// The neighbour is not resolved, and the worker has no room to hold the packet; or the kernel would have to send
+        /// the error if it cannot be: hook functions or IPsec policies see the router's own packets, or settings want it.
         NeighUnresolved = "NEIGH_UNRESOLVED",
     }
 }

@@ -363,7 +363,7 @@ impl Default for Sysctls {
             ip_default_ttl: 64,
             hop_limit: 64,
             auto_flowlabels: true,
-            flowlabel_state_ranges: true,
+            flowlabel_state_ranges: false,
             fwmark_reflect: [false; 2],
             icmp_errors_extended: false,
             icmp6_errors_extended: false,

@@ -33,7 +33,7 @@ impl HashFields {
 
     /// Whether there are fields of the packet inside a tunnel.
     #[must_use]
-    pub fn are_of_inside(self) -> bool {
+    pub fn have_inner(self) -> bool {
         const OUTSIDE: u32 = 0x3f;
         self.0 & !OUTSIDE != 0
     }
@@ -109,7 +109,7 @@ impl FlowKey {
 
     fn with_only(self, HashFields(fields): HashFields) -> Self {
         let has = |bit: u32| fields >> bit & 1 != 0;
-        let port_mask = u32::from(has(4)) * 0xffff_0000 | u32::from(has(5)) * 0xffff;
+        let port_mask = (u32::from(has(4)) * 0xffff_0000) | (u32::from(has(5)) * 0xffff);
         Self {
             src: if has(0) { self.src } else { 0 },
             dst: if has(1) { self.dst } else { 0 },
@@ -253,7 +253,7 @@ mod tests {
         let labels =
             [8, 0x37].map(|fields| FlowKey::of_fields_ipv6(&ipv6, HashFields(fields)).flow_label);
         assert_eq!(labels, [0x12345, 0]);
-        assert!(HashFields(0x40).are_of_inside() && !HashFields(0x3f).are_of_inside());
+        assert!(HashFields(0x40).have_inner() && !HashFields(0x3f).have_inner());
     }
 
     #[test]

@@ -249,7 +249,7 @@ pub struct RouteGetRequest {
 #[serde(rename_all = "snake_case")]
 pub enum Response {
     /// To [`Request::Status`].
-    Status(StatusReport),
+    Status(Box<StatusReport>),
     /// To [`Request::Show`], [`Request::RouteGet`], [`Request::Rules`] and [`Request::FlowShow`].
     Rendered(Rendered),
     /// To [`Request::Stat`].
@@ -591,7 +591,7 @@ mod tests {
         round_trip(Response::error("no: \"such\"\nthing"));
         round_trip(Response::Rendered(Rendered::Text("a\nb\n".into())));
         round_trip(Response::Rendered(Rendered::Json(serde_json::json!([{"dst": "default"}]))));
-        round_trip(Response::Status(StatusReport {
+        round_trip(Response::Status(Box::new(StatusReport {
             state: State::Degraded,
             pid: 1,
             version: "0".into(),
@@ -609,7 +609,7 @@ mod tests {
                 ..IpsecSas::default()
             }),
             warnings: vec!["mind".into()],
-        }));
+        })));
         round_trip(Response::Drops(DropsReport::default()));
         let counts = vec![(1, u64::MAX), (u64::MAX, 1)];
         let pairs = vec![PairLatency { iif: "a".into(), oif: "b".into(), counts }];

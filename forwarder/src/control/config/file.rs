@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::RunSection;
 use super::error::{ConfigError, Located, line_and_column};
 use super::static_network::{ReplaySection, StaticNetwork};
-use super::xfrm::{StaticXfrm, XfrmSection, without_keys};
+use super::xfrm::{StaticXfrm, XfrmSection, with_words_only, without_keys};
 
 /// Permissions of group and others.
 const OTHERS: u32 = 0o077;
@@ -65,7 +65,10 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         let locate = |located: Located| {
             let (line, column) = line_and_column(text, located.span.start);
-            let message = without_keys(&located.message);
+            let message = match is_of_xfrm(text, located.span.start) {
+                true => with_words_only(&without_keys(&located.message)),
+                false => without_keys(&located.message),
+            };
             ConfigError::Invalid { path: path.to_owned(), line, column, message }
         };
         let sections: Sections = toml::from_str(text).map_err(|error| {
@@ -91,4 +94,12 @@ impl Config {
         let replay = self.replay.as_ref()?;
         Some(StaticNetwork::new(replay).and_then(|network| network.with_xfrm(&self.xfrm)))
     }
+}
+
+/// Whether a place in a file is in the `[xfrm]` section, or may be: the last header before it, or on its line, names it.
+fn is_of_xfrm(text: &str, at: usize) -> bool {
+    let line_end = text.get(at..).and_then(|rest| rest.find('\n')).map_or(text.len(), |n| at + n);
+    let before = text.get(..line_end).unwrap_or(text);
+    let mut headers = before.lines().rev().filter(|line| line.trim_start().starts_with('['));
+    headers.next().is_some_and(|header| header.contains("xfrm"))
 }

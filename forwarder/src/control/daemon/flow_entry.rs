@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use crate::control::conntrack::{
     Entry, IPS_ASSURED, IPS_CONFIRMED, IPS_DST_NAT, IPS_DYING, IPS_FIXED_TIMEOUT, IPS_HELPER,
@@ -62,9 +63,9 @@ impl Locals {
 }
 
 /// Which connections can be carried.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Scope {
-    pub(super) locals: Locals,
+    pub(super) locals: Arc<Locals>,
     /// Of IPv4 and IPv6, which connections the ruleset needs.
     pub(super) tracking: [Tracking; 2],
 }

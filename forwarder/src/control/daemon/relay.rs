@@ -163,7 +163,7 @@ impl Relay {
         let snapshot = self.view.snapshot();
         let silent = snapshot.silent_since(&turns, begun + REPORT_TIMEOUT);
         let stalled = if is_new { None } else { self.view.stalled() };
-        Response::Status(snapshot.status(&silent, stalled))
+        Response::Status(Box::new(snapshot.status(&silent, stalled)))
     }
 
     /// The current state, or that of the control thread's last turn if it does not respond in time.

@@ -25,7 +25,6 @@ const RTM_GETLINK: u16 = 18;
 const RTM_GETADDR: u16 = 22;
 const RTM_GETROUTE: u16 = 26;
 const RTM_GETNEIGH: u16 = 30;
-const RTM_GETNEIGHTBL: u16 = 66;
 const RTM_GETRULE: u16 = 34;
 const RTM_GETNETCONF: u16 = 82;
 const RTM_GETNEXTHOP: u16 = 106;
@@ -343,19 +342,6 @@ impl Follower {
         self.touched.neighs |= are_seen_otherwise(&self.state.neighs, &neighs);
         self.state.neighs = neighs;
         Ok(end)
-    }
-
-    /// Reads for how long neighbours are tried, of which the kernel sends no events.
-    pub(super) fn read_neigh_params(&mut self, requests: &mut Requests) -> Result<(), SockError> {
-        let mut params = BTreeMap::new();
-        requests.dump("dump neighbour parameters", RTM_GETNEIGHTBL, &[0; 4], |message| {
-            if let Some((family, ifindex, tried)) = parse::neigh_params(message) {
-                params.insert((family, ifindex), tried);
-            }
-        })?;
-        self.touched.conf |= self.state.neigh_params != params;
-        self.state.neigh_params = params;
-        Ok(())
     }
 
     fn resync_netconf(&mut self, requests: &mut Requests) -> Result<DumpEnd, SockError> {

@@ -50,6 +50,7 @@ use self::resolve::Resolver;
 use self::rib::RTN_LOCAL;
 use self::rx_handlers::Taken;
 use self::self_check::SelfCheck;
+use self::state::Family;
 use crate::control::netlink::events::{Events, Received};
 use crate::control::netlink::message::Messages;
 use crate::control::netlink::rtnl::{self, Requests};
@@ -71,6 +72,8 @@ const VLAN_SYSCTLS: usize = 16;
 const KEPT_VLANS: usize = 64;
 /// How often neighbours in use are confirmed; DELAY_PROBE_TIME is 5 s.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// VLAN sub-interfaces whose neighbours' settings are read at a time, at that interval.
+const NEIGH_VLANS: usize = 64;
 /// How often ids that workers may still hold are checked.
 const RECLAIM_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -160,6 +163,8 @@ pub struct Mirror {
     /// The VLAN sub-interface whose settings were read last.
     sysctl_turn: u32,
     next_keepalive: Instant,
+    /// The VLAN sub-interface whose neighbours' settings were read last.
+    neigh_turn: u32,
     next_reclaim: Instant,
     self_check: SelfCheck,
 }
@@ -181,6 +186,7 @@ impl Mirror {
             sysctls: sysctl::Files::default(),
             sysctl_turn: 0,
             next_keepalive: now + KEEPALIVE_INTERVAL,
+            neigh_turn: 0,
             next_reclaim: now + RECLAIM_INTERVAL,
             self_check: SelfCheck::new(now),
         };
@@ -191,7 +197,7 @@ impl Mirror {
         mirror.follower.touched.rules = true;
         mirror.follower.locals_changed = true;
         mirror.poll_sysctls(now, VLAN_SYSCTLS);
-        mirror.read_neigh_params()?;
+        mirror.read_neigh_tried();
         mirror.compile();
         Ok(mirror)
     }
@@ -211,7 +217,7 @@ impl Mirror {
         if now >= self.next_keepalive {
             self.next_keepalive = now + KEEPALIVE_INTERVAL;
             self.keepalive(now)?;
-            self.read_neigh_params()?;
+            self.read_neigh_tried();
         }
         if now >= self.next_reclaim {
             self.next_reclaim = now + RECLAIM_INTERVAL;
@@ -388,11 +394,21 @@ impl Mirror {
         Ok(())
     }
 
-    /// An error of the kernel's is no reason to stop: those read last hold.
-    fn read_neigh_params(&mut self) -> Result<(), MirrorError> {
-        match self.follower.read_neigh_params(&mut self.requests) {
-            Ok(()) | Err(SockError::Refused { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
+    /// Reads for how long the kernel tries to resolve neighbours on ports, and on some of their VLANs in turn.
+    fn read_neigh_tried(&mut self) {
+        let vlans = self.compiler.devs.vlans_after(self.neigh_turn, NEIGH_VLANS);
+        self.neigh_turn = vlans.last().copied().unwrap_or_default();
+        let state = &mut self.follower.state;
+        state.neigh_tried.retain(|(_, ifindex), _| state.links.contains_key(ifindex));
+        for ifindex in self.compiler.ports.keys().copied().chain(vlans) {
+            let Some(link) = state.links.get(&ifindex) else { continue };
+            for family in Family::ALL {
+                let key = (family, ifindex);
+                if let Some(tried) = sysctl::read_neigh_tried(family, &link.name) {
+                    let changed = state.neigh_tried.insert(key, tried) != Some(tried);
+                    self.follower.touched.conf |= changed;
+                }
+            }
         }
     }
 

@@ -402,26 +402,6 @@ pub fn neigh(message: &Message<'_>) -> Option<NeighState> {
     Some(neigh)
 }
 
-/// RTM_NEWNEIGHTBL: of an interface, for how long its neighbours are tried (`neigh_max_probes`). `None`: it has no
-/// parameters of an interface.
-pub fn neigh_params(message: &Message<'_>) -> Option<(Family, u32, Duration)> {
-    let family = Family::from_af(u8_at(message.payload, 0)?)?;
-    let (mut ifindex, mut retrans_ms, mut probes) = (None, 0, 0u64);
-    // NDTA_PARMS.
-    let params = message.attrs(4).find(|attr| attr.kind == 6)?;
-    for attr in params.nested() {
-        match attr.kind {
-            1 => ifindex = attr.u32(),
-            5 => retrans_ms = u64::from_ne_bytes(attr.value.try_into().ok()?),
-            // NDTPA_APP_PROBES, NDTPA_MCAST_PROBES.
-            9 | 11 => probes += u64::from(attr.u32()?),
-            _ => {}
-        }
-    }
-    let tried = Duration::from_millis(retrans_ms.saturating_mul(probes));
-    Some((family, ifindex?, tried))
-}
-
 /// A bridge FDB entry or a proxy entry, not a neighbour to send to.
 pub fn neigh_is_foreign(message: &Message<'_>) -> bool {
     let family = u8_at(message.payload, 0).and_then(Family::from_af);

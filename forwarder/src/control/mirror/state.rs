@@ -350,7 +350,7 @@ pub struct RouterState {
     /// Settings of each interface, by ifindex.
     pub sysctls_dev: BTreeMap<u32, DevSysctls>,
     /// By family and ifindex: for how long a neighbour is tried.
-    pub neigh_params: BTreeMap<(Family, u32), Duration>,
+    pub neigh_tried: BTreeMap<(Family, u32), Duration>,
     /// Interfaces whose packets another interface takes, possibly one in another namespace; see
     /// `rx_handlers`.
     pub taken: BTreeSet<u32>,

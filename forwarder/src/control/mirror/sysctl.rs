@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use super::state::DevSysctls;
+use super::state::{DevSysctls, Family};
 use crate::control::process::limits;
 use crate::tables::Sysctls;
 use crate::wire::HashFields;
@@ -201,6 +201,19 @@ pub fn read_dev_once(name: &str) -> Option<DevSysctls> {
     let files = Files::default();
     let own = read_dev(&files, name);
     (!files.has_failed()).then_some(own)
+}
+
+/// For how long the kernel tries to resolve a neighbour on an interface (`neigh_max_probes`): a product of its settings.
+/// `None`: they cannot be read.
+pub fn read_neigh_tried(family: Family, name: &str) -> Option<Duration> {
+    let files = Files::default();
+    let directory = match family {
+        Family::V4 => "ipv4/neigh",
+        Family::V6 => "ipv6/neigh",
+    };
+    let read = |key: &str| files.read::<u64>(&format!("{directory}/{name}/{key}"));
+    let probes = read("mcast_solicit")?.saturating_add(read("app_solicit")?);
+    Some(Duration::from_millis(read("retrans_time_ms")?.saturating_mul(probes)))
 }
 
 #[cfg(test)]

@@ -72,7 +72,7 @@ fn settings(state: &RouterState, list: &mut Vec<Unmirrored>) {
         ),
     ];
     for (family, policy, fields, has_multipath) in hashes {
-        let looks_inside = policy == 2 || policy == 3 && fields.are_of_inside();
+        let looks_inside = policy == 2 || policy == 3 && fields.have_inner();
         let what = format!("net.{family}.fib_multipath_hash_policy {policy}");
         if has_multipath && looks_inside {
             left(

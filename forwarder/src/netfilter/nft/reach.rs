@@ -11,6 +11,8 @@ use super::write::may_write_tuple;
 const FORWARDED: [usize; 3] = [0, 2, 4];
 /// Hooks of packets to and from the router itself.
 const LOCAL: [usize; 2] = [1, 3];
+/// Hooks at which packets may be taken out of connection tracking: PRE_ROUTING and LOCAL_OUT.
+const UNTRACKING: [usize; 2] = [0, 3];
 
 /// Chains that are part of a loop or lead to one. `edges`: for each chain, the chains that it refers to.
 pub(super) fn in_loops(edges: &[Vec<usize>]) -> Vec<bool> {
@@ -48,9 +50,15 @@ pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
     let reached = reached(program, &FORWARDED);
     let conntrack = uses_of_conntrack(ruleset, &reached);
     program.local_conntrack = uses_of_conntrack(ruleset, &self::reached(program, &LOCAL));
+    // What PRE_ROUTING or OUTPUT do not track, INPUT sees: all packets are tracked then.
+    let untracked = first_uses(ruleset, &self::reached(program, &UNTRACKING), |expr| {
+        matches!(expr, Expr::Notrack).then_some("notrack")
+    });
     let ours = Family::is_compiled;
-    for (of_rules, of_chains) in conntrack.into_iter().zip(&mut program.conntrack) {
-        *of_chains = of_rules.or_else(|| of_chains.take());
+    let rules = conntrack.into_iter().zip(untracked).zip(&program.local_conntrack);
+    for (((of_rules, untracked), local), of_chains) in rules.zip(&mut program.conntrack) {
+        let untracked = untracked.filter(|_| local.is_some());
+        *of_chains = of_rules.or(untracked).or_else(|| of_chains.take());
     }
     for table in ruleset.tables.iter().filter(|table| ours(table.family)) {
         let counts = |set: &&Set| set.unsupported.as_deref() == Some(COUNTS_CONNECTIONS);
@@ -73,13 +81,22 @@ pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
 
 /// For IPv4 and IPv6, the first rule of reached chains that uses connection tracking.
 fn uses_of_conntrack(ruleset: &Ruleset, reached: &[bool]) -> [Option<String>; 2] {
+    first_uses(ruleset, reached, tracks)
+}
+
+/// For IPv4 and IPv6, the first rule of reached chains with an expression that is found.
+fn first_uses(
+    ruleset: &Ruleset,
+    reached: &[bool],
+    find: impl Fn(&Expr) -> Option<&str>,
+) -> [Option<String>; 2] {
     let tables = ruleset.tables.iter().filter(|table| table.family.is_compiled());
     let chains = tables.flat_map(|table| table.chains.iter().map(move |chain| (table, chain)));
     let mut conntrack = [None, None];
     for ((table, chain), _) in chains.zip(reached).filter(|(_, reached)| **reached) {
         for rule in &chain.rules {
             let name = format!("{} {}", table.family, table.name);
-            if let Some(expr) = rule.exprs.iter().find_map(tracks) {
+            if let Some(expr) = rule.exprs.iter().find_map(&find) {
                 let use_of = || format!("{name} {} handle {}: {expr}", chain.name, rule.handle);
                 for first in of_family(&mut conntrack, table.family) {
                     first.get_or_insert_with(use_of);

@@ -142,3 +142,49 @@ fn packets_wait_as_long_as_the_kernel_tries() {
     }
     assert_eq!(held, [2, 1, 1, 1, 1, 0]);
 }
+
+#[test]
+fn a_burst_is_held_as_far_as_there_is_room_for_all_of_it() {
+    let mut lab = Net::default().lab();
+    let frame = |n: u8| V4 { tos: n << 2, ..V4::to("10.14.0.1") }.frame();
+    let frames: Vec<_> = (0..60).map(frame).collect();
+    lab.receive(LEFT, &frames);
+    assert_eq!(lab.state.held(), 32);
+    assert_eq!(lab.punted(), frames[32..]);
+    assert_eq!(lab.drops(DropReason::NeighQueueFull), 0);
+    // Of many neighbours.
+    let mut lab = Net::default().lab();
+    let to = |n: u8| {
+        let mut packet = V4::default().packet();
+        packet[19] = n;
+        Ipv4Packet::new_unchecked(&mut packet[..]).fill_checksum();
+        eth(0x0800, &packet)
+    };
+    for burst in (3..203).map(to).collect::<Vec<_>>().chunks(50) {
+        lab.receive(LEFT, burst);
+    }
+    assert_eq!(lab.drops(DropReason::NeighQueueFull), 0);
+    assert!(lab.state.held() > 50, "{}", lab.state.held());
+    assert_eq!(lab.state.held() + lab.punted().len(), 200);
+}
+
+#[test]
+fn packets_whose_error_would_be_the_kernels_are_held_by_it() {
+    type Set = fn(&mut Sysctls);
+    let sets: [(Set, [usize; 2]); 3] = [
+        (|sysctl| sysctl.icmp_errors_extended = true, [1, 0]),
+        (|sysctl| sysctl.icmp6_errors_extended = true, [0, 1]),
+        (|sysctl| sysctl.multipath_use_neigh = true, [1, 0]),
+    ];
+    for (set, punted) in sets {
+        let mut net = Net::default();
+        set(&mut net.sysctl);
+        let mut lab = net.lab();
+        let frames = [V4::to("10.14.0.1").frame(), V6::to("2001:db8:a:14::1").frame()];
+        for (frame, punted) in frames.into_iter().zip(punted) {
+            assert_eq!(lab.one(frame), []);
+            assert_eq!(lab.punted().len(), punted);
+        }
+        assert_eq!(lab.state.held(), 1);
+    }
+}

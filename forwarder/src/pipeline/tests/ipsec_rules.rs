@@ -282,6 +282,42 @@ fn rules_at_input_and_output_alone_track_the_connections_of_tunnels_only() {
 }
 
 #[test]
+fn what_is_not_carried_is_the_kernels_also_without_rules_at_output() {
+    let rules = || vec![(Hook::LocalIn, vec![and([established(), vec![accept()]])])];
+    for outer in [Family::Ipv4, Family::Ipv6] {
+        let mut filtering = Filtering::new(outer, ruleset(rules(), true));
+        // Not the packet that is kept of an earlier one.
+        let long = V4 { payload: udp(&[7; 700]), ..v4() };
+        for frame in [long.frame(), v4().frame()] {
+            filtering.gateway.state.sequence().extend(1000..2000).ok();
+            assert_eq!(filtering.gateway.lab.one(frame.clone()), []);
+            assert_eq!(filtering.punted(), [frame]);
+        }
+    }
+}
+
+#[test]
+fn packets_that_rules_do_not_track_are_of_no_connection() {
+    let notrack = |hook| (hook, vec![and([of_protocol(Protocol::ESP), vec![Expr::Notrack]])]);
+    let stateful = || (Hook::LocalIn, vec![and([established(), vec![accept()]])]);
+    for hook in [Hook::PreRouting, Hook::LocalOut] {
+        let mut rules = ruleset(vec![notrack(hook), stateful()], true);
+        let chains = rules.tables.iter_mut().flat_map(|table| &mut table.chains);
+        let raw = chains.filter(|chain| chain.name == format!("{hook:?}"));
+        raw.flat_map(|chain| &mut chain.base).for_each(|base| base.priority = -300);
+        let mut filtering = Filtering::tracking(Family::Ipv4, rules);
+        let frame = match hook {
+            Hook::PreRouting => filtering.gateway.sealed(&answer().packet()),
+            _ => v4().frame(),
+        };
+        let port = if hook == Hook::PreRouting { RIGHT } else { LEFT };
+        filtering.gateway.lab.receive(port, std::slice::from_ref(&frame));
+        assert_eq!(filtering.gateway.lab.sent(), [], "{hook:?}");
+        assert_eq!(filtering.punted(), [frame], "{hook:?}");
+    }
+}
+
+#[test]
 fn rules_at_input_leave_errors_to_the_workers() {
     let rules = vec![(Hook::LocalIn, vec![and([established(), vec![accept()]])])];
     let mut filtering = Filtering::new(Family::Ipv4, ruleset(rules, true));

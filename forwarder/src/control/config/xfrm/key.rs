@@ -13,6 +13,9 @@ use crate::ipsec::Secret;
 /// encryption 32 and more.
 const DIGITS_SHOWN: usize = 20;
 
+/// Maximum length of a quoted word, octets: the longest name of an algorithm is shorter.
+const WORD_MAX: usize = 32;
+
 /// `"0x0102…"`, or an empty string for an algorithm without a key.
 pub(super) struct Key(pub Secret);
 
@@ -78,6 +81,31 @@ pub(in crate::control::config) fn without_keys(message: &str) -> String {
     shown + rest
 }
 
+/// A message about the `[xfrm]` section, where any text may be, or end in, a key: of what it quotes, only single words like
+/// those of algorithms are shown.
+pub(in crate::control::config) fn with_words_only(message: &str) -> String {
+    let is_of_word =
+        |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "(),-_./[]".contains(c);
+    let is_word = |text: &str| text.len() <= WORD_MAX && text.chars().all(is_of_word);
+    let mut shown = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(start) = rest.find(['"', '`']) {
+        let (before, quoted) = rest.split_at(start);
+        let (quote, inside) = quoted.split_at(1);
+        // One within a text is escaped.
+        let ends =
+            |(at, _): &(usize, &str)| !inside.get(..*at).is_some_and(|it| it.ends_with('\\'));
+        let Some((end, _)) = inside.match_indices(quote).find(ends) else { break };
+        let (text, after) = inside.split_at(end);
+        shown += before;
+        shown += quote;
+        shown += if is_word(text) { text } else { "…" };
+        shown += quote;
+        rest = after.get(1..).unwrap_or_default();
+    }
+    shown + rest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,5 +126,22 @@ mod tests {
         assert_eq!(without_keys(&format!("a `0x{key}`, {key}")), "a `0x…`, …");
         let all = "integer `9223372036854775807`, 2001:db8::1, `deadbeef` é";
         assert_eq!(without_keys(all), all);
+    }
+
+    #[test]
+    fn of_what_is_quoted_only_words_are_shown() {
+        let hidden = [
+            ("string \"00:01:02:03\", expected u32", "string \"…\", expected u32"),
+            ("unknown algorithm \"cbc(aes) My-Secret\"", "unknown algorithm \"…\""),
+            ("a `a b` and `c d`, \"e\\\"f g\" x", "a `…` and `…`, \"…\" x"),
+        ];
+        for (message, shown) in hidden {
+            assert_eq!(with_words_only(message), shown);
+        }
+        for message in
+            ["unknown \"rfc4107(gcm(aes))\"", "unknown field `spy`, expected `spi`", "plain"]
+        {
+            assert_eq!(with_words_only(message), message);
+        }
     }
 }

@@ -50,7 +50,7 @@ use crate::tables::{XfrmPolicies, XfrmStates};
 use crate::wire::Protocol;
 use crate::wire::esp::UDP_PORT;
 
-pub(super) use key::without_keys;
+pub(super) use key::{with_words_only, without_keys};
 pub(super) use section::XfrmSection;
 
 /// The policies and SAs of a file.

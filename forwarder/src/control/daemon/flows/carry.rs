@@ -75,7 +75,7 @@ impl Follower<'_> {
         for (candidate, result) in unknown.iter().zip(results) {
             match result {
                 Ok(Some(entry)) => {
-                    if is_carriable(&entry, &self.shared.scope.load()) {
+                    if is_carriable(&entry, &self.scope()) {
                         self.enter(&entry, true, false);
                     }
                 }
@@ -104,10 +104,10 @@ impl Follower<'_> {
         let timeout_s = entry.timeout_s.unwrap_or(0);
         let expires_ns = monotonic_ns() + u64::from(timeout_s) * NS_PER_S;
         let (status, mark) = (entry.status, entry.mark);
-        let scope = self.shared.scope.load();
-        let is_masqueraded = is_masqueraded(entry, &scope.locals);
-        let is_gated = !is_local(entry, &scope.locals);
-        drop(scope);
+        let locals = self.shared.locals.load();
+        let is_masqueraded = is_masqueraded(entry, &locals);
+        let is_gated = !is_local(entry, &locals);
+        drop(locals);
         let desc = FlowDesc { keys, status, mark, expires_ns, is_masqueraded };
         let Some(number) = self.writer.insert(&desc) else {
             self.refuse(entry.original, Refused { id: entry.id, has_events });
@@ -157,13 +157,12 @@ impl Follower<'_> {
         let tuples: Vec<Tuple> = self.retried.drain(rest..).collect();
         let changes: Vec<Change> = tuples.into_iter().map(unchanged).collect();
         let results = conntrack::update_and_read(&mut self.requests, &changes);
-        let scope = self.shared.scope.load();
+        let scope = self.scope();
         let entries = results.into_iter().filter_map(|result| result.ok().flatten());
         let candidates: Vec<Candidate> = entries
             .filter(|entry| is_carriable(entry, &scope))
             .map(|entry| Candidate { entry, is_from_event: false })
             .collect();
-        drop(scope);
         self.carry(&candidates);
         self.retrying_took += begun.elapsed();
     }

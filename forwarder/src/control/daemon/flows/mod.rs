@@ -68,9 +68,10 @@ struct Shared {
     stopping: AtomicBool,
     /// The ruleset may set time-outs of its own, which are not extended, or restrict the events of entries.
     sets_entries: AtomicBool,
-    /// Which connections are carried, by the ruleset and the router's own addresses.
-    scope: ArcSwap<Scope>,
-    /// These addresses have changed: connections of IPsec that were not the router's may be now.
+    locals: ArcSwap<Locals>,
+    /// Of IPv4 and IPv6, which connections the ruleset needs.
+    tracking: ArcSwap<[Tracking; 2]>,
+    /// The addresses have changed: connections of IPsec that were not the router's may be now.
     has_new_locals: AtomicBool,
     carried: AtomicU64,
     /// How often the ruleset has changed.
@@ -100,7 +101,7 @@ impl FlowFollower {
         let seed = RandomState::new().hash_one("carried flows");
         let (table, writer) = FlowTable::new(gate.flows_max(), seed);
         let shared = Arc::new(Shared::default());
-        shared.scope.store(Arc::new(Scope { locals, ..Scope::default() }));
+        shared.locals.store(Arc::new(locals));
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new().name("fr-ct".into()).spawn(move || {
             privilege::confine_follower();
@@ -127,20 +128,15 @@ impl FlowFollower {
 
     /// The router's own addresses from now on.
     pub(super) fn set_locals(&self, locals: Locals) {
-        let scope = self.shared.scope.load();
-        if scope.locals != locals {
-            self.shared.scope.store(Arc::new(Scope { locals, tracking: scope.tracking }));
+        if **self.shared.locals.load() != locals {
+            self.shared.locals.store(Arc::new(locals));
             self.shared.has_new_locals.store(true, Relaxed);
         }
     }
 
     /// Of IPv4 and IPv6, the connections that workers carry from now on.
     pub(super) fn set_tracking(&self, tracking: [Tracking; 2]) {
-        let scope = self.shared.scope.load();
-        if scope.tracking != tracking {
-            let locals = scope.locals.clone();
-            self.shared.scope.store(Arc::new(Scope { locals, tracking }));
-        }
+        self.shared.tracking.store(Arc::new(tracking));
     }
 
     /// The workers apply another ruleset, which may set time-outs or events of connections.
@@ -169,13 +165,12 @@ impl FlowFollower {
 fn follow(shared: &Shared, mut writer: FlowWriter, gate: &FlowGate, offloads: Option<&Offloads>) {
     let mut said = None;
     while !shared.stopping.load(Relaxed) {
-        let tracking = shared.scope.load().tracking;
-        if tracking == [Tracking::Off; 2] {
+        if **shared.tracking.load() == [Tracking::Off; 2] {
             thread::sleep(WAIT);
             continue;
         }
         let result =
-            Follower::open(shared, &mut writer, gate, offloads).and_then(|mut it| it.run(tracking));
+            Follower::open(shared, &mut writer, gate, offloads).and_then(|mut it| it.run());
         writer.table().set_valid(0);
         if let Some(offloads) = offloads {
             offloads.forget_carried();
@@ -235,6 +230,8 @@ struct Follower<'a> {
     events: Events,
     requests: NlSock,
     sysctls: Sysctls,
+    /// Of IPv4 and IPv6, which connections are carried.
+    tracking: [Tracking; 2],
     /// By number.
     carried: Vec<Option<Carried>>,
     without_events: usize,
@@ -303,6 +300,7 @@ impl<'a> Follower<'a> {
             events,
             requests,
             sysctls: Sysctls::read()?,
+            tracking: **shared.tracking.load(),
             carried: Vec::new(),
             without_events: 0,
             waiting: HashMap::new(),
@@ -329,11 +327,15 @@ impl<'a> Follower<'a> {
         })
     }
 
-    /// Until the ruleset needs other connections than `tracking`.
-    fn run(&mut self, tracking: [Tracking; 2]) -> io::Result<()> {
+    /// Until the ruleset needs no connections.
+    fn run(&mut self) -> io::Result<()> {
         self.resynchronise()?;
-        let is_needed = || self.shared.scope.load().tracking == tracking;
-        while !self.shared.stopping.load(Relaxed) && is_needed() {
+        while !self.shared.stopping.load(Relaxed) {
+            let tracking = **self.shared.tracking.load();
+            if tracking == [Tracking::Off; 2] {
+                break;
+            }
+            self.track(tracking)?;
             let now_ns = monotonic_ns();
             let is_due = self.due.front().is_some_and(|(due_ns, _)| *due_ns <= now_ns);
             let is_busy = is_due
@@ -376,6 +378,33 @@ impl<'a> Follower<'a> {
         Ok(())
     }
 
+    /// Which connections are carried.
+    fn scope(&self) -> Scope {
+        Scope { locals: self.shared.locals.load_full(), tracking: self.tracking }
+    }
+
+    /// The ruleset needs these connections: the flows of a family for which that has changed are given up, and the table
+    /// is read for those that can be carried now.
+    fn track(&mut self, tracking: [Tracking; 2]) -> io::Result<()> {
+        if self.tracking == tracking {
+            return Ok(());
+        }
+        let has_changed = [0, 1].map(|family| self.tracking[family] != tracking[family]);
+        self.tracking = tracking;
+        for number in 0..self.carried.len() as u32 {
+            let key = self.writer.get(number).map(|desc| desc.keys[0]);
+            if key.is_some_and(|key| has_changed[usize::from(!key.is_ipv4())]) {
+                self.drop_number(number);
+            }
+        }
+        // What is being read, or waits, was chosen by the old ones.
+        self.reading = None;
+        self.waiting.clear();
+        self.due.clear();
+        self.has_left_out = true;
+        if self.is_uncertain { self.resynchronise() } else { Ok(()) }
+    }
+
     fn apply(&mut self, event: Event) {
         let (entry, is_destroyed) = match event {
             Event::Destroy(entry) => (entry, true),
@@ -385,7 +414,7 @@ impl<'a> Follower<'a> {
         if entry.zone != 0 {
             return;
         }
-        let scope = self.shared.scope.load();
+        let scope = self.scope();
         let number = self.writer.number(&flow_key(&entry.original));
         let number = match number {
             Some(number) if !is_of(&self.carried, self.writer, number, &entry) => {
@@ -398,7 +427,6 @@ impl<'a> Follower<'a> {
         // An event has the state of TCP only if it changed.
         let is_unchanged = entry.tcp.is_none() && entry.original.protocol == IPPROTO_TCP;
         let may_be_carried = !is_destroyed && may_be_carried(&entry, &scope);
-        drop(scope);
         if !may_be_carried {
             self.refused.remove(&entry.original);
         }

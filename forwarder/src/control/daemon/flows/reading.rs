@@ -2,7 +2,6 @@
 //! no events, and when connections were left out. It is read in parts, between which events are followed.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -87,7 +86,7 @@ fn read_all(parts: &Sender<Part>, scope: &Scope) -> io::Result<End> {
 }
 
 impl Reading {
-    fn begin(is_to_carry: bool, scope: Arc<Scope>) -> io::Result<Reading> {
+    fn begin(is_to_carry: bool, scope: Scope) -> io::Result<Reading> {
         let (sender, parts) = bounded(PARTS_MAX);
         let thread = thread::Builder::new().name("fr-ct-read".into());
         thread.spawn(move || read(&sender, &scope))?;
@@ -126,7 +125,7 @@ impl Follower<'_> {
         }
         self.refused.clear();
         self.retried.clear();
-        self.reading = Some(Reading::begin(true, self.shared.scope.load_full())?);
+        self.reading = Some(Reading::begin(true, self.scope())?);
         // Connections that were being opened have no events either: the table is read once more.
         self.has_left_out = true;
         self.read_at = Instant::now();
@@ -229,7 +228,7 @@ impl Follower<'_> {
             self.read_at = Instant::now();
         }
         if is_to_carry || self.without_events > 0 {
-            self.reading = Some(Reading::begin(is_to_carry, self.shared.scope.load_full())?);
+            self.reading = Some(Reading::begin(is_to_carry, self.scope())?);
         }
         Ok(())
     }

@@ -114,7 +114,7 @@ pub fn fib_info(
         }
     };
     let alive = nexthops.is_empty() || nexthops.iter().any(|nh| !nh.dead);
-    // The kernel refuses greater ones than 255.
+    // `ip_metrics_convert` limits it.
     let hop_limit = body.metric(RTAX_HOPLIMIT).min(255) as u8;
     let mtu = body.metric(RTAX_MTU);
     let RouteBody { prefsrc, scope, .. } = *body;

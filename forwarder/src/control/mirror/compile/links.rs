@@ -103,8 +103,8 @@ fn compile_link(state: &RouterState, link: &LinkState, addrs: &[&AddrState]) -> 
         mtu6: if own.mtu6 == 0 { link.mtu } else { own.mtu6.min(link.mtu) },
         hop_limit: own.hop_limit,
         neigh_tried_ns: Family::ALL.map(|family| {
-            let tried = state.neigh_params.get(&(family, link.ifindex));
-            tried.map_or(NEIGH_TRIED_NS, |tried| tried.as_nanos() as u64)
+            let tried = state.neigh_tried.get(&(family, link.ifindex));
+            tried.map_or(NEIGH_TRIED_NS, |it| it.as_nanos().try_into().unwrap_or(u64::MAX))
         }),
         up: link.is_up() && link.is_running(),
         noarp: link.flags & (IFF_NOARP | IFF_POINTOPOINT | IFF_LOOPBACK) != 0,
@@ -158,7 +158,10 @@ fn addrs4(addrs: &[&AddrState]) -> Vec<InIfaddr> {
         Some(InIfaddr { local, address, prefixlen, scope, secondary })
     });
     let mut addrs: Vec<InIfaddr> = v4.collect();
-    addrs.sort_by_key(|addr| addr.secondary);
+    // `__inet_insert_ifa`: primary ones of narrower scope are first.
+    addrs.sort_by_key(|addr| {
+        (addr.secondary, if addr.secondary { 0 } else { u8::MAX - addr.scope })
+    });
     addrs
 }
 

@@ -16,6 +16,7 @@ use crate::control::mirror::state::VlanState;
 use crate::control::mirror::{Mirror, MirrorOptions};
 use crate::control::netlink::rtnl::Requests;
 use crate::tables::Forwarding6;
+use crate::wire::HashFields;
 
 #[track_caller]
 fn assert_equals_kernel(mirror: &mut Mirror) {
@@ -430,8 +431,23 @@ fn root_settings_are_followed() {
         run("sysctl -w net.ipv4.conf.va.send_redirects=0");
         run("sysctl -w net.ipv4.conf.all.send_redirects=0");
         run("sysctl -w net.ipv4.icmp_ratelimit=80");
-        mirror.tick(Instant::now() + Duration::from_secs(2)).expect("tick");
+        run("sysctl -w net.ipv4.neigh.va.mcast_solicit=5");
+        run("sysctl -w net.ipv4.neigh.va.retrans_time_ms=200");
+        run("sysctl -w net.ipv6.neigh.va.app_solicit=1");
+        run("sysctl -w net.ipv6.conf.va.hop_limit=77");
+        run("sysctl -w net.ipv4.fib_multipath_hash_policy=3");
+        run("sysctl -w net.ipv4.fib_multipath_hash_fields=0x37");
+        run("sysctl -w net.ipv6.auto_flowlabels=0");
+        mirror.tick(Instant::now() + Duration::from_secs(3)).expect("tick");
         assert_eq!(link(&mirror).mtu6, 1300);
+        assert_eq!(link(&mirror).neigh_tried_ns, [1_000_000_000, 4_000_000_000]);
+        assert_eq!(link(&mirror).hop_limit, 77);
+        let sysctl = &mirror.tables().sysctl;
+        assert_eq!(
+            (sysctl.multipath_hash_policy4, sysctl.multipath_hash_fields4),
+            (3, HashFields(0x37))
+        );
+        assert!(!sysctl.auto_flowlabels);
         assert!(!link(&mirror).send_redirects);
         assert_eq!(mirror.tables().sysctl.icmp_ratelimit_ms, 80);
         run("ip link add br0 type bridge");

@@ -62,8 +62,10 @@ fn root_what_no_event_told_is_corrected_and_counted() {
         }),
         ("nexthops", |it| drop(it.follower.state.nexthops.remove(&2))),
         ("neighbours", |it| it.follower.state.neighs.clear()),
-        ("IPv4 routes", |it| drop(it.follower.state.routes4.flush(|body| body.priority == 5))),
-        ("IPv6 routes", |it| drop(it.follower.state.routes6.flush(|body| body.priority == 1024))),
+        ("IPv4 routes", |it| assert!(it.follower.state.routes4.flush(|body| body.priority == 5))),
+        ("IPv6 routes", |it| {
+            assert!(it.follower.state.routes6.flush(|body| body.priority == 1024))
+        }),
     ];
     in_netns(move || {
         let mut mirror = lab();
