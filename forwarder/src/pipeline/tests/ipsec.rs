@@ -4,7 +4,7 @@ use super::*;
 use crate::ipsec::{
     Action, Aead, Decapsulated, EcnRules, EspKeys, Family, InboundState, IvSeed, Keys, Mode, Order,
     OutboundState, OutputParams, Prefix, Sad, Secret, Selector, StateConfig, StateFlags, Template,
-    locate,
+    UdpPorts, locate,
 };
 use crate::netfilter::{Hook, HookCtx, HookState, NfHook, Verdict, priority};
 
@@ -241,6 +241,31 @@ fn packets_that_arrive_protected_are_forwarded() {
         let sent = gateway.right(&frame);
         assert_eq!(answered(&sent, 0x86dd), after_hop6(back6().packet()));
         assert_eq!(gateway.lab.punted(), Vec::<Vec<u8>>::new());
+    }
+}
+
+/// The kernel opens it and tells key management (`km_new_mapping`).
+#[test]
+fn esp_in_udp_from_another_address_or_port_is_the_kernels() {
+    let [own, other] = ends(Family::Ipv4);
+    let moved: IpAddr = "198.18.2.9".parse().expect("an address");
+    let in_udp =
+        |ends, src| StateConfig { encap: Some(UdpPorts { src, dst: 4500 }), ..config(ends) };
+    for (from, port, is_mapped) in [(other, 4500, true), (other, 4501, false), (moved, 4500, false)]
+    {
+        let (mut net, state) = net(Family::Ipv4);
+        let inbound = InboundState::new(in_udp([other, own], 4500), &keys()).expect("an SA");
+        net.states = Arc::new(XfrmStates {
+            inbound: Sad::new([Arc::new(inbound)], Order::OldestFirst),
+            outbound: vec![Arc::clone(&state)],
+            kernels: Vec::new(),
+        });
+        let mut gateway = gateway_of(net, state, Family::Ipv4);
+        gateway.sealer = outbound(in_udp([from, own], port));
+        let frame = gateway.sealed(&back4().packet());
+        assert_eq!(gateway.right(&frame).len(), usize::from(is_mapped));
+        let left = if is_mapped { vec![] } else { vec![frame] };
+        assert_eq!(gateway.lab.punted(), left, "as received");
     }
 }
 
