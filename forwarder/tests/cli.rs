@@ -76,7 +76,7 @@ impl ControlHandler for Daemon {
 impl Daemon {
     fn status(&self) -> Response {
         let asked = self.asked.fetch_add(1, Ordering::Relaxed);
-        Response::Status(StatusReport {
+        Response::Status(Box::new(StatusReport {
             state: if asked < 2 { State::Starting } else { State::Forwarding },
             pid: 1,
             version: "0".into(),
@@ -90,7 +90,7 @@ impl Daemon {
             ipsec_policies: None,
             ipsec_sas: None,
             warnings: Vec::new(),
-        })
+        }))
     }
 }
 

@@ -298,7 +298,7 @@ pub fn daemon(control: &Path) -> Daemon {
     let answer = Client::connect(control).and_then(|mut client| client.ask(&Request::Status));
     match answer {
         Ok(Response::Status(report)) => {
-            Daemon { findings: of_status(&report), status: Some(report) }
+            Daemon { findings: of_status(&report), status: Some(*report) }
         }
         Ok(_) => Daemon { status: None, findings: Vec::new() },
         Err(ClientError::NotRunning { .. }) => {
