@@ -4,6 +4,7 @@ mod link;
 mod names;
 mod other;
 mod route;
+mod selectors;
 mod vlan;
 
 pub use link::{AddrView, AddrsByLink, LinkAddrView, LinkView, addrs, link, links, links_in_order};

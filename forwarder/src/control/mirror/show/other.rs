@@ -1,11 +1,14 @@
 //! `ip rule show`, `ip nexthop show`, `ip neigh show`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::names;
+use super::selectors::Selectors;
 use crate::control::mirror::state::{Family, NeighState, NexthopState, RouterState, RuleState};
 use crate::control::netlink::rtnl::lladdr;
 
@@ -51,7 +54,13 @@ pub struct RuleView {
     /// Outgoing interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oif: Option<String>,
-    /// Selectors that are not supported.
+    /// Selectors that only the kernel applies, by iproute2's names.
+    #[serde(flatten)]
+    pub selectors: BTreeMap<&'static str, Value>,
+    /// The same in words, with those behind the table.
+    #[serde(skip)]
+    pub text: [String; 2],
+    /// What only the kernel applies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unsupported: Option<String>,
     /// Table to look up.
@@ -85,6 +94,8 @@ pub fn rule(rule: &RuleState) -> RuleView {
     let len = |prefix: Option<(IpAddr, u8)>| prefix.map(|p| p.1).filter(|len| *len != host);
     let hex = |value: u32| format!("{value:#x}");
     let named = [FR_ACT_TO_TBL, FR_ACT_GOTO, FR_ACT_NOP];
+    let selectors = Selectors::of(&rule.other);
+    let has_table = rule.action == FR_ACT_TO_TBL && rule.table != 0;
     RuleView {
         priority: rule.priority,
         not: rule.invert.then_some(()),
@@ -97,8 +108,10 @@ pub fn rule(rule: &RuleState) -> RuleView {
         fwmask: rule.fwmark.map(|(_, mask)| mask).filter(|mask| *mask != u32::MAX).map(hex),
         iif: rule.iif.clone(),
         oif: rule.oif.clone(),
+        selectors: selectors.json,
+        text: [selectors.text, selectors.behind_table],
         unsupported: super::super::compile::rules::unsupported(rule),
-        table: (rule.action == FR_ACT_TO_TBL).then(|| names::table(rule.table)),
+        table: has_table.then(|| names::table(rule.table)),
         suppress_prefixlen: rule.suppress_prefixlen,
         goto: rule.goto.filter(|_| rule.action == FR_ACT_GOTO),
         nop: (rule.action == FR_ACT_NOP).then_some(()),
@@ -131,15 +144,15 @@ impl fmt::Display for RuleView {
                 write!(f, " {word} {name}")?;
             }
         }
-        if let Some(why) = &self.unsupported {
-            write!(f, " [{why}]")?;
-        }
+        let [selectors, behind_table] = &self.text;
+        write!(f, "{selectors}")?;
         if let Some(table) = &self.table {
             write!(f, " lookup {table}")?;
         }
         if let Some(len) = self.suppress_prefixlen {
             write!(f, " suppress_prefixlength {len}")?;
         }
+        write!(f, "{behind_table}")?;
         if let Some(goto) = self.goto {
             write!(f, " goto {goto}")?;
         }

@@ -98,6 +98,9 @@ pub struct RouteView {
     /// An empty list for a route without next hops or with several.
     #[serde(rename = "flags", skip_serializing_if = "Option::is_none")]
     pub no_flags: Option<[&'static str; 0]>,
+    /// RTA_FLOW: realms.
+    #[serde(rename = "flow", skip_serializing_if = "Option::is_none")]
+    pub realms: Option<RealmsView>,
     /// RTAX_*, in one element as iproute2 has it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub metrics: Vec<BTreeMap<&'static str, u32>>,
@@ -107,6 +110,33 @@ pub struct RouteView {
     /// The next hops of a multipath route.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nexthops: Vec<HopView>,
+}
+
+/// Realms of a route, for accounting by `tc`; numbers, without names of /etc/iproute2/rt_realms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RealmsView {
+    /// Source realm; omitted if 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Destination realm.
+    pub to: String,
+}
+
+impl RealmsView {
+    fn of(realms: u32) -> Option<RealmsView> {
+        let name = |realm: u32| if realm == 0 { "cosmos".to_owned() } else { realm.to_string() };
+        let (from, to) = (realms >> 16, realms & 0xffff);
+        (realms != 0).then(|| RealmsView { from: (from != 0).then(|| name(from)), to: name(to) })
+    }
+}
+
+impl fmt::Display for RealmsView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.from {
+            Some(from) => write!(f, "realms {from}/{}", self.to),
+            None => write!(f, "realm {}", self.to),
+        }
+    }
 }
 
 /// All routes, IPv4 first, by table and prefix.
@@ -159,6 +189,7 @@ pub fn route<A: RibAddr>(
         scope: (body.scope != 0).then(|| names::scope(body.scope)),
         prefsrc: body.prefsrc,
         metric: (A::V6 || body.priority != 0).then_some(body.priority),
+        realms: RealmsView::of(body.realms),
         metrics: if metrics.is_empty() { Vec::new() } else { vec![metrics] },
         pref: A::V6.then(|| names::pref(body.pref)),
         nexthops: hops,
@@ -264,6 +295,9 @@ impl fmt::Display for RouteView {
         }
         for flag in self.hop.iter().flat_map(|hop| &hop.flags) {
             write!(f, " {flag}")?;
+        }
+        if let Some(realms) = &self.realms {
+            write!(f, " {realms}")?;
         }
         for (name, value) in self.metrics.iter().flatten() {
             write!(f, " {name} {value}")?;

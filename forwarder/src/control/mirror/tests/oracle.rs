@@ -104,15 +104,7 @@ pub fn equals_kernel(mirror: &Mirror) -> Result<(), String> {
         let mut ours = values(show::rules(state, family));
         drop_keys(&mut ours, &["unsupported"]);
         let mut theirs = array(ip_json(args));
-        let unshown = [
-            "ipproto",
-            "sport",
-            "dport",
-            "suppress_ifgroup",
-            "iif_detached",
-            "oif_detached",
-            "unresolved",
-        ];
+        let unshown = ["iif_detached", "oif_detached", "unresolved"];
         drop_keys(&mut theirs, &unshown);
         same(args, ours, theirs, true)?;
     }
