@@ -26,8 +26,8 @@ use ferroute::skb::{Burst, FramePool, HEADROOM, JUMBO_MTU, SkBuff, Umem};
 use ferroute::stats::{DropReason, Mib, PuntReason, WorkerStats};
 use ferroute::tables::publish::Published;
 use ferroute::tables::{
-    EgressTag, Forwarding6, InIfaddr, Link, Links, Sysctls, Tables, Tag, Vlan, XfrmPolicies,
-    XfrmStates,
+    EgressTag, Forwarding6, InIfaddr, Inet6Ifaddr, Link, Links, Sysctls, Tables, Tag, Vlan,
+    XfrmPolicies, XfrmStates,
 };
 use ferroute::trace;
 use ferroute::wire::{EtherType, Ipv4Packet};
@@ -58,7 +58,7 @@ fn tables(generation: u64, resolved: bool) -> Tables {
     (left_link.port, left_link.mac, left_link.partial_csum) = (Some(0), LEFT_MAC, true);
     (left_link.forwarding4, left_link.forwarding6) = (true, Forwarding6::On);
     left_link.addrs4 = vec![InIfaddr::new([198, 18, 1, 1].into(), 24)];
-    left_link.addrs6 = vec![("2001:db8:1::1".parse().expect("an address"), 64)];
+    left_link.addrs6 = vec![Inet6Ifaddr::new("2001:db8:1::1".parse().expect("an address"), 64)];
     let mut right_link = Link { port: Some(1), mtu: 1280, ..left_link.clone() };
     (right_link.ifindex, right_link.addrs4) = (3, vec![InIfaddr::new([198, 18, 2, 1].into(), 24)]);
     let infos: Arc<[Arc<FibInfo>]> = [

@@ -14,6 +14,7 @@ use super::{Ctx, Exit, IcmpError};
 use crate::netfilter::Family;
 use crate::skb::{HEADROOM, NoRoom, SkBuff};
 use crate::stats::{DropReason, Mib, PuntReason};
+use crate::tables::Inet6Ifaddr;
 use crate::wire::ethernet::{self, EthernetFrame};
 use crate::wire::icmpv6::{self, Icmpv6Packet, Icmpv6Type, problem};
 use crate::wire::ipv6::{HEADER_LEN, Ipv6Packet, MTU_MIN, ipv6_addr_any, ipv6_addr_is_multicast};
@@ -135,11 +136,11 @@ fn is_about_error(skb: &SkBuff) -> bool {
 /// each 32 bits that the route's prefix is shorter than 128. A lookup does not return the prefix, so it
 /// is taken from the on-link address, and assumed to be a /64 behind a router.
 fn ratelimit_ns(dst: &Dst<'_>, daddr: Ipv6Addr, ctx: &Ctx<'_>) -> u64 {
-    let covers = |&&(addr, len): &&(Ipv6Addr, u8)| {
-        (addr.to_bits() ^ daddr.to_bits()).leading_zeros() >= u32::from(len)
+    let covers = |own: &&Inet6Ifaddr| {
+        (own.addr.to_bits() ^ daddr.to_bits()).leading_zeros() >= u32::from(own.prefixlen)
     };
     let len = match dst.gateway() {
-        None => dst.dev.addrs6.iter().find(covers).map_or(128, |addr| addr.1),
+        None => dst.dev.addrs6.iter().find(covers).map_or(128, |own| own.prefixlen),
         Some(_) => 64,
     };
     let timeout_ms =

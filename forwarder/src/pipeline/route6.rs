@@ -11,7 +11,7 @@ use super::{Ctx, Exit, IcmpError};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
-use crate::tables::{LOOPBACK_IFINDEX, Link, Tables};
+use crate::tables::{Inet6Ifaddr, LOOPBACK_IFINDEX, Link, Tables};
 use crate::wire::icmpv6::{Icmpv6Type, unreach};
 use crate::wire::ipv6::{
     MTU_MIN, Scope, ipv6_addr_any, ipv6_addr_is_linklocal, ipv6_addr_is_multicast,
@@ -144,31 +144,44 @@ pub(super) fn ip6_route_output<'a>(
 }
 
 /// `ipv6_dev_get_saddr`: our best source address for `daddr` (RFC 6724 §5, the rules that apply to a
-/// router: 1 same, 2 scope, 5 interface, 6 label, 8 longest prefix). `None`: there is none.
+/// router: 1 same, 2 scope, 3 not deprecated, 5 interface, 6 label, 7 temporary, 8 longest prefix). `None`: there is none.
 pub(super) fn ipv6_dev_get_saddr(tables: &Tables, dev: &Link, daddr: Ipv6Addr) -> Option<Ipv6Addr> {
     let dscope = ipv6_addr_scope(daddr);
     let dlabel = label(daddr);
-    let score = |link: &Link, (addr, len): (Ipv6Addr, u8)| {
+    let score = |link: &Link, own: &Inet6Ifaddr| {
+        let addr = own.addr;
         let scope = ipv6_addr_scope(addr);
         // Rule 2: the narrowest scope that is wide enough; else the widest.
         let suits = if scope >= dscope { 128 - i16::from(scope.0) } else { i16::from(scope.0) };
-        let common = (addr.to_bits() ^ daddr.to_bits()).leading_zeros().min(u32::from(len));
+        let is_preferred = !own.deprecated && (!own.optimistic || link.use_optimistic);
         let same_link = link.ifindex == dev.ifindex;
-        (addr == daddr, suits, same_link, label(addr) == dlabel, common)
+        let is_private_as_wanted = own.temporary == link.prefers_temporary;
+        // The kernel's own: an ORCHID (RFC 4843) only for another one.
+        let orchid = is_orchid(addr) == is_orchid(daddr);
+        let common = (addr.to_bits() ^ daddr.to_bits()).leading_zeros();
+        let common = common.min(u32::from(own.prefixlen));
+        let label = label(addr) == dlabel;
+        let of_addr = (label, is_private_as_wanted, orchid, common, !own.optimistic);
+        (addr == daddr, suits, is_preferred, same_link, of_addr)
     };
     // A link-local destination needs an address of its own link.
-    let this_link_only = dscope <= Scope::LINK_LOCAL;
+    let this_link_only = dscope <= Scope::LINK_LOCAL || dev.use_oif_addrs_only;
     let links = tables.links.iter().filter(|link| !this_link_only || link.ifindex == dev.ifindex);
     let mut best = None;
     for link in links {
-        for &addr in link.addrs6.iter().filter(|addr| !ipv6_addr_loopback(addr.0)) {
-            let score = score(link, addr);
+        for own in link.addrs6.iter().filter(|own| !ipv6_addr_loopback(own.addr)) {
+            let score = score(link, own);
             if best.is_none_or(|(top, _)| score > top) {
-                best = Some((score, addr.0));
+                best = Some((score, own.addr));
             }
         }
     }
     best.map(|(_, addr)| addr)
+}
+
+/// `ipv6_addr_orchid`: 2001:10::/28.
+fn is_orchid(addr: Ipv6Addr) -> bool {
+    addr.to_bits() >> 100 == 0x2001_001
 }
 
 /// The policy table of RFC 6724 §2.1, as the kernel has it (`ipv6_addr_label`).

@@ -1,7 +1,7 @@
-//! Our IPv4 addresses, and which of them our own packets have as source (the kernel's net/ipv4/devinet.c and
+//! Our addresses, and which of the IPv4 ones our own packets have as source (the kernel's net/ipv4/devinet.c and
 //! fib_semantics.c).
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Link, Links};
 use crate::fib::FibInfo;
@@ -35,6 +35,29 @@ impl InIfaddr {
     pub fn inet_ifa_match(&self, addr: u32) -> bool {
         let host_bits = 32 - u32::from(self.prefixlen.min(32));
         (self.address.to_bits() ^ addr).checked_shr(host_bits).unwrap_or(0) == 0
+    }
+}
+
+/// An IPv6 address of an interface: `struct inet6_ifaddr`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inet6Ifaddr {
+    /// The address.
+    pub addr: Ipv6Addr,
+    /// In bits.
+    pub prefixlen: u8,
+    /// IFA_F_DEPRECATED.
+    pub deprecated: bool,
+    /// IFA_F_TEMPORARY.
+    pub temporary: bool,
+    /// IFA_F_OPTIMISTIC.
+    pub optimistic: bool,
+}
+
+impl Inet6Ifaddr {
+    /// A public address that is preferred.
+    pub fn new(addr: Ipv6Addr, prefixlen: u8) -> Inet6Ifaddr {
+        let (deprecated, temporary, optimistic) = (false, false, false);
+        Inet6Ifaddr { addr, prefixlen, deprecated, temporary, optimistic }
     }
 }
 

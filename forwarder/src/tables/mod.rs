@@ -10,7 +10,7 @@ pub mod publish;
 pub mod vlan;
 pub mod xfrm;
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,7 +20,7 @@ use crate::neigh::NeighTable;
 use crate::wire::HashFields;
 
 pub use epochs::Epochs;
-pub use in_ifaddr::{InIfaddr, RT_SCOPE_LINK};
+pub use in_ifaddr::{InIfaddr, Inet6Ifaddr, RT_SCOPE_LINK};
 pub use publish::{Published, Snapshot};
 pub use vlan::{EgressTag, Tag, TagStack, Vlan};
 pub use xfrm::{Wanted, XfrmLookup, XfrmPolicies, XfrmStates};
@@ -115,8 +115,15 @@ pub struct Link {
     pub addrs4: Vec<InIfaddr>,
     /// Broadcast addresses of `addrs4`.
     pub broadcasts4: Vec<Ipv4Addr>,
-    /// IPv6 addresses with prefix length that may be used as a source (not tentative).
-    pub addrs6: Vec<(Ipv6Addr, u8)>,
+    /// IPv6 addresses that may be used as a source (not tentative).
+    pub addrs6: Vec<Inet6Ifaddr>,
+    /// net.ipv6.conf.*.use_oif_addrs_only, as effective (all OR own): packets that it sends have no address of another
+    /// interface.
+    pub use_oif_addrs_only: bool,
+    /// net.ipv6.conf.*.use_tempaddr is 2 or more: temporary addresses are preferred.
+    pub prefers_temporary: bool,
+    /// net.ipv6.conf.*.use_optimistic, as effective (all OR own): optimistic addresses are as good as others.
+    pub use_optimistic: bool,
 }
 
 impl Link {
@@ -148,6 +155,9 @@ impl Link {
             addrs4: Vec::new(),
             broadcasts4: Vec::new(),
             addrs6: Vec::new(),
+            use_oif_addrs_only: false,
+            prefers_temporary: false,
+            use_optimistic: false,
         }
     }
 

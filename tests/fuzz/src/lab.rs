@@ -168,7 +168,7 @@ impl Lab {
     pub fn is_own(&self, addr: IpAddr) -> bool {
         self.network.links.iter().any(|link| match addr {
             IpAddr::V4(addr) => link.addrs4.iter().any(|own| own.local == addr),
-            IpAddr::V6(addr) => link.addrs6.iter().any(|own| own.0 == addr),
+            IpAddr::V6(addr) => link.addrs6.iter().any(|own| own.addr == addr),
         })
     }
 }

@@ -9,7 +9,7 @@ use crate::control::mirror::rib::RibAddr;
 use crate::control::mirror::show::ViaView;
 use crate::fib::{FamilyFib, FibInfo, FibResult, Flow, Lpm, RouteType};
 use crate::stats::PuntReason;
-use crate::tables::{Link, Tables};
+use crate::tables::{Inet6Ifaddr, Link, Tables};
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -148,12 +148,12 @@ fn source(
     gateway: Option<IpAddr>,
 ) -> Option<IpAddr> {
     let nearest = |towards: Ipv6Addr| {
-        let is_near = |(addr, len): &&(Ipv6Addr, u8)| {
-            let shift = u32::from(128u8.saturating_sub(*len));
-            (addr.to_bits() ^ towards.to_bits()).checked_shr(shift).unwrap_or(0) == 0
+        let is_near = |own: &&Inet6Ifaddr| {
+            let shift = u32::from(128u8.saturating_sub(own.prefixlen));
+            (own.addr.to_bits() ^ towards.to_bits()).checked_shr(shift).unwrap_or(0) == 0
         };
         let found = link.addrs6.iter().find(is_near).or(link.addrs6.first());
-        found.map(|(addr, _)| (*addr).into())
+        found.map(|own| own.addr.into())
     };
     match (dst, gateway) {
         (IpAddr::V4(_), gateway) => {

@@ -23,8 +23,10 @@ pub const IFF_NOARP: u32 = 1 << 7;
 /// IFF_LOWER_UP: carrier.
 pub const IFF_LOWER_UP: u32 = 1 << 16;
 
-/// IFA_F_SECONDARY (IPv6: IFA_F_TEMPORARY).
+/// IFA_F_SECONDARY, and IFA_F_TEMPORARY of IPv6.
 pub const IFA_F_SECONDARY: u32 = 0x01;
+/// IFA_F_DEPRECATED.
+pub const IFA_F_DEPRECATED: u32 = 0x20;
 /// IFA_F_OPTIMISTIC.
 pub const IFA_F_OPTIMISTIC: u32 = 0x04;
 /// IFA_F_DADFAILED.
@@ -316,6 +318,12 @@ pub struct DevSysctls {
     pub mtu6: u32,
     /// net.ipv6.conf.*.hop_limit; 0: the interface has no IPv6.
     pub hop_limit: u8,
+    /// net.ipv6.conf.*.use_oif_addrs_only.
+    pub use_oif_addrs_only: bool,
+    /// net.ipv6.conf.*.use_tempaddr is 2 or more.
+    pub prefers_temporary: bool,
+    /// net.ipv6.conf.*.use_optimistic.
+    pub use_optimistic: bool,
 }
 
 /// Neighbours by interface and address.

@@ -178,6 +178,7 @@ pub fn read_all(files: &Files, custom_local_routes: bool) -> Sysctls {
 pub fn read_dev(files: &Files, name: &str) -> DevSysctls {
     // A name is never a path: the kernel rejects '/' and "..".
     let v4 = |key: &str| files.read::<i32>(&format!("ipv4/conf/{name}/{key}")).unwrap_or(0) != 0;
+    let v6 = |key: &str| files.read::<i32>(&format!("ipv6/conf/{name}/{key}")).unwrap_or(0);
     DevSysctls {
         accept_source_route: v4("accept_source_route"),
         send_redirects: v4("send_redirects"),
@@ -192,6 +193,9 @@ pub fn read_dev(files: &Files, name: &str) -> DevSysctls {
             .is_some_and(|value| value != 0),
         mtu6: files.read(&format!("ipv6/conf/{name}/mtu")).unwrap_or(0),
         hop_limit: files.read(&format!("ipv6/conf/{name}/hop_limit")).unwrap_or(0),
+        use_oif_addrs_only: v6("use_oif_addrs_only") != 0,
+        prefers_temporary: v6("use_tempaddr") >= 2,
+        use_optimistic: v6("use_optimistic") != 0,
     }
 }
 

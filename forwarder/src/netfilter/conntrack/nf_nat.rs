@@ -202,7 +202,7 @@ fn has_source(oif: &Link, key: &FlowKey) -> bool {
         }
         false => {
             let [source, _] = key.addresses6();
-            oif.addrs6.iter().any(|(address, _)| address.octets() == source)
+            oif.addrs6.iter().any(|own| own.addr.octets() == source)
         }
     }
 }

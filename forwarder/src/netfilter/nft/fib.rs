@@ -197,7 +197,7 @@ impl<'a> Lookup<'a> {
                 let may_be_subnet = is_on_link && addr & 3 == 0;
                 let is_of_dev = self
                     .dev
-                    .is_some_and(|dev| dev.addrs6.iter().any(|own| own.0.to_bits() == addr));
+                    .is_some_and(|dev| dev.addrs6.iter().any(|own| own.addr.to_bits() == addr));
                 (!may_be_subnet && !is_of_dev).then_some(RTN_UNICAST)
             }
             // Whether it is an address of the interface depends on its state.

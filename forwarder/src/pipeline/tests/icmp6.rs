@@ -165,11 +165,11 @@ fn the_source_is_selected_by_rfc_6724() {
     assert_eq!(source(Net::default(), "2001:db8:a::1"), addr6("2001:db8:1::1"));
     // Longest common prefix on that interface.
     let mut net = Net::default();
-    net.links[1].addrs6.insert(0, (addr6("2001:db8:a:ffff::1"), 64));
+    net.links[1].addrs6.insert(0, Inet6Ifaddr::new(addr6("2001:db8:a:ffff::1"), 64));
     assert_eq!(source(net, "2001:db8:a::1"), addr6("2001:db8:a:ffff::1"));
     // Same label first: unique local to unique local.
     let mut net = Net::default();
-    net.links[1].addrs6.push((addr6("fd00::1"), 64));
+    net.links[1].addrs6.push(Inet6Ifaddr::new(addr6("fd00::1"), 64));
     net.routes6.push(("fd00:1::/32", via(3, "2001:db8:2::2")));
     assert_eq!(source(net, "fd00:1::9"), addr6("fd00::1"));
     // Another interface's address is preferred to one of too narrow a scope.
@@ -244,4 +244,39 @@ fn errors_with_extensions_are_the_kernels() {
     // Packet Too Big has none.
     let long = V6 { payload: udp(&[7; 1600]), ..V6::default() };
     assert_eq!(lab.one(long.frame()).len(), 1);
+}
+
+#[test]
+fn deprecated_temporary_and_optimistic_addresses_are_sources_of_their_rank() {
+    let source = |change: &dyn Fn(&mut Link)| {
+        let mut net = Net::default();
+        let own = |addr: &str| Inet6Ifaddr::new(addr6(addr), 64);
+        // The last one has the longest prefix in common.
+        net.links[1].addrs6 = vec![own("2001:db8:1::1"), own("2001:db8:a:ffff::1")];
+        change(&mut net.links[1]);
+        let frame = V6 { hop_limit: 1, src: "2001:db8:a::1", ..V6::default() }.frame();
+        let sent = net.lab().one(frame);
+        let [(_, frame)] = &sent[..] else { panic!("{sent:?}") };
+        Ipv6Addr::from(<[u8; 16]>::try_from(&frame[22..38]).expect("sixteen octets")).segments()[2]
+    };
+    assert_eq!(source(&|_| {}), 0xa);
+    assert_eq!(source(&|link| link.addrs6[1].deprecated = true), 1);
+    assert_eq!(source(&|link| link.addrs6[1].temporary = true), 1);
+    assert_eq!(source(&|link| link.addrs6[1].optimistic = true), 1);
+    let optimistic = |link: &mut Link| {
+        (link.addrs6[1].optimistic, link.use_optimistic) = (true, true);
+    };
+    assert_eq!(source(&optimistic), 0xa);
+    let temporary = |link: &mut Link| {
+        (link.addrs6[0].temporary, link.prefers_temporary) = (true, true);
+    };
+    assert_eq!(source(&temporary), 1);
+    // A deprecated one of this interface, or a preferred one of another: rule 3 precedes rule 5.
+    let deprecated = |link: &mut Link| link.addrs6.iter_mut().for_each(|own| own.deprecated = true);
+    assert_eq!(source(&deprecated), 2);
+    let only_own = |link: &mut Link| {
+        deprecated(link);
+        link.use_oif_addrs_only = true;
+    };
+    assert_eq!(source(&only_own), 0xa);
 }

@@ -37,7 +37,9 @@ use crate::neigh::{NeighTable, Neighbour};
 use crate::netfilter::{Hooks, NetHooks, NfHookOps};
 use crate::skb::{FramePool, Umem};
 use crate::stats::{Mib, WorkerStats};
-use crate::tables::{Forwarding6, InIfaddr, Links, Sysctls, Tables, XfrmPolicies, XfrmStates};
+use crate::tables::{
+    Forwarding6, InIfaddr, Inet6Ifaddr, Links, Sysctls, Tables, XfrmPolicies, XfrmStates,
+};
 use crate::wire::{Ipv4Packet, Protocol, checksum};
 
 pub const LEFT: u16 = 0;
@@ -84,10 +86,16 @@ impl Default for Net {
     fn default() -> Net {
         let mut left = link(2, "left", Some(LEFT), LEFT_MAC);
         left.addrs4 = vec![InIfaddr::new(addr4("198.18.1.1"), 24)];
-        left.addrs6 = vec![(addr6("2001:db8:1::1"), 64), (addr6("fe80::1"), 64)];
+        left.addrs6 = vec![
+            Inet6Ifaddr::new(addr6("2001:db8:1::1"), 64),
+            Inet6Ifaddr::new(addr6("fe80::1"), 64),
+        ];
         let mut right = link(3, "right", Some(RIGHT), RIGHT_MAC);
         right.addrs4 = vec![InIfaddr::new(addr4("198.18.2.1"), 24)];
-        right.addrs6 = vec![(addr6("2001:db8:2::1"), 64), (addr6("fe80::1"), 64)];
+        right.addrs6 = vec![
+            Inet6Ifaddr::new(addr6("2001:db8:2::1"), 64),
+            Inet6Ifaddr::new(addr6("fe80::1"), 64),
+        ];
         let mut wan = link(4, "wan", None, [2, 0, 0, 0, 0, 3]);
         wan.addrs4 = vec![InIfaddr::new(addr4("203.0.113.1"), 24)];
         let mut lo = link(1, "lo", None, [0; 6]);

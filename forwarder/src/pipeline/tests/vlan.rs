@@ -32,10 +32,13 @@ pub fn net() -> Net {
     let mut net = Net::default();
     let mut left10 = sub(10, "left.10", LEFT, LEFT_MAC, &[(0x8100, 10)]);
     left10.addrs4 = vec![InIfaddr::new(addr4("198.18.10.1"), 24)];
-    left10.addrs6 = vec![(addr6("2001:db8:10::1"), 64), (addr6("fe80::10"), 64)];
+    left10.addrs6 = vec![
+        Inet6Ifaddr::new(addr6("2001:db8:10::1"), 64),
+        Inet6Ifaddr::new(addr6("fe80::10"), 64),
+    ];
     let mut right20 = sub(11, "right.20", RIGHT, RIGHT_MAC, &[(0x8100, 20)]);
     right20.addrs4 = vec![InIfaddr::new(addr4("198.18.20.1"), 24)];
-    right20.addrs6 = vec![(addr6("2001:db8:20::1"), 64)];
+    right20.addrs6 = vec![Inet6Ifaddr::new(addr6("2001:db8:20::1"), 64)];
     let right30 = sub(12, "right.30.7", RIGHT, RIGHT_MAC, &[(0x88a8, 30), (0x8100, 7)]);
     let left40 = sub(13, "left.40.5", LEFT, SUB_MAC, &[(0x88a8, 40), (0x8100, 5)]);
     net.links.extend([left10, right20, right30, left40]);

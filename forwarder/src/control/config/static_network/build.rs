@@ -228,7 +228,7 @@ addresses = ["198.18.2.1/24", "2001:db8:2::1/64"]
         assert_eq!(info.kind, RouteType::Anycast);
         let right = tables.links.port(1).expect("a port");
         assert_eq!((right.mtu, right.mtu6, right.name.as_str()), (1280, 1280, "right"));
-        assert!(right.addrs6.iter().any(|(a, _)| a.to_string() == "fe80::ff:fe00:2"));
+        assert!(right.addrs6.iter().any(|own| own.addr.to_string() == "fe80::ff:fe00:2"));
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl StaticNetwork {
         let is_local = |addr: IpAddr| {
             let has = |link: &Link| match addr {
                 IpAddr::V4(addr) => link.addrs4.iter().any(|own| own.local == addr),
-                IpAddr::V6(addr) => link.addrs6.iter().any(|(own, _)| *own == addr),
+                IpAddr::V6(addr) => link.addrs6.iter().any(|own| own.addr == addr),
             };
             self.links.iter().any(has)
         };

@@ -16,7 +16,7 @@ use crate::control::config::ipnet::IpNet;
 use crate::control::config::{Located, check_ifname};
 use crate::control::mirror::state::Family;
 use crate::fib::{FibInfo, Nexthop, RouteType};
-use crate::tables::{Forwarding6, InIfaddr, Link, RpFilter, Sysctls};
+use crate::tables::{Forwarding6, InIfaddr, Inet6Ifaddr, Link, RpFilter, Sysctls};
 
 /// Allowed IP MTUs in octets: RFC 791's minimum, and a port's maximum.
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=crate::skb::JUMBO_MTU;
@@ -120,12 +120,12 @@ fn link(section: &InterfaceSection, ifindex: u32, lower: Option<&Link>) -> Resul
     for address in &section.addresses {
         match (address.get_ref().addr, address.get_ref().len) {
             (IpAddr::V4(addr), len) => link.addrs4.push(InIfaddr::new(addr, len)),
-            (IpAddr::V6(addr), len) => link.addrs6.push((addr, len)),
+            (IpAddr::V6(addr), len) => link.addrs6.push(Inet6Ifaddr::new(addr, len)),
         }
     }
-    let has_link_local = link.addrs6.iter().any(|(addr, _)| addr.is_unicast_link_local());
+    let has_link_local = link.addrs6.iter().any(|own| own.addr.is_unicast_link_local());
     if !has_link_local && !link.disable_ipv6 {
-        link.addrs6.push((link_local(link.mac), 64));
+        link.addrs6.push(Inet6Ifaddr::new(link_local(link.mac), 64));
     }
     Ok(link)
 }
@@ -167,7 +167,7 @@ fn connected_routes(link: &Link, routes: &mut Vec<StaticRoute>) {
             add(TABLE_LOCAL, IpNet::host(broadcast), RouteType::Broadcast, own);
         }
     }
-    for &(addr, len) in &link.addrs6 {
+    for &Inet6Ifaddr { addr, prefixlen: len, .. } in &link.addrs6 {
         let net = IpNet { addr: addr.into(), len };
         add(TABLE_LOCAL, IpNet::host(net.addr), RouteType::Local, None);
         if len < 128 {
@@ -293,7 +293,7 @@ fn on_link(network: &StaticNetwork, addr: IpAddr) -> Option<&Link> {
     let covers = |net: IpNet| net.network().covers(IpNet::host(addr));
     network.links.iter().find(|link| {
         link.addrs4.iter().any(|own| covers(IpNet { addr: own.local.into(), len: own.prefixlen }))
-            || link.addrs6.iter().any(|&(addr, len)| {
+            || link.addrs6.iter().any(|&Inet6Ifaddr { addr, prefixlen: len, .. }| {
                 // Every link has fe80::/64, which therefore selects none.
                 !addr.is_unicast_link_local() && covers(IpNet { addr: addr.into(), len })
             })

@@ -6,11 +6,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::info::Ports;
 use super::vlans::{DEPTH_MAX, Devs};
 use crate::control::mirror::state::{
-    AddrState, Family, IFA_F_SECONDARY, IFF_LOOPBACK, IFF_NOARP, IFF_POINTOPOINT, LinkState,
-    NeighState, Netconf, RouterState,
+    AddrState, Family, IFA_F_DEPRECATED, IFA_F_OPTIMISTIC, IFA_F_SECONDARY, IFF_LOOPBACK,
+    IFF_NOARP, IFF_POINTOPOINT, LinkState, NeighState, Netconf, RouterState,
 };
 use crate::neigh::Neighbour;
-use crate::tables::{Forwarding6, InIfaddr, Link, NEIGH_TRIED_NS, RpFilter};
+use crate::tables::{Forwarding6, InIfaddr, Inet6Ifaddr, Link, NEIGH_TRIED_NS, RpFilter};
 
 /// NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT: NUD_VALID.
 const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
@@ -102,6 +102,9 @@ fn compile_link(state: &RouterState, link: &LinkState, addrs: &[&AddrState]) -> 
         mtu: link.mtu,
         mtu6: if own.mtu6 == 0 { link.mtu } else { own.mtu6.min(link.mtu) },
         hop_limit: own.hop_limit,
+        use_oif_addrs_only: own.use_oif_addrs_only || all.use_oif_addrs_only,
+        prefers_temporary: own.prefers_temporary,
+        use_optimistic: own.use_optimistic || all.use_optimistic,
         neigh_tried_ns: Family::ALL.map(|family| {
             let tried = state.neigh_tried.get(&(family, link.ifindex));
             tried.map_or(NEIGH_TRIED_NS, |it| it.as_nanos().try_into().unwrap_or(u64::MAX))
@@ -184,11 +187,18 @@ fn broadcasts4(addrs: &[&AddrState]) -> Vec<Ipv4Addr> {
     all
 }
 
-fn addrs6(addrs: &[&AddrState]) -> Vec<(std::net::Ipv6Addr, u8)> {
+fn addrs6(addrs: &[&AddrState]) -> Vec<Inet6Ifaddr> {
     let mine = addrs.iter().filter(|addr| addr.is_usable());
-    let v6 = mine.filter_map(|addr| match addr.local {
-        IpAddr::V6(local) => Some((local, addr.prefixlen)),
-        IpAddr::V4(_) => None,
+    let v6 = mine.filter_map(|own| {
+        let IpAddr::V6(addr) = own.local else { return None };
+        let has = |flag: u32| own.flags & flag != 0;
+        Some(Inet6Ifaddr {
+            addr,
+            prefixlen: own.prefixlen,
+            deprecated: has(IFA_F_DEPRECATED),
+            temporary: has(IFA_F_SECONDARY),
+            optimistic: has(IFA_F_OPTIMISTIC),
+        })
     });
     v6.collect()
 }

@@ -9,13 +9,12 @@ use serde::Serialize;
 use super::names;
 use super::vlan::{self, LinkInfo};
 use crate::control::mirror::state::{
-    AddrState, IFA_F_DADFAILED, IFA_F_OPTIMISTIC, IFA_F_SECONDARY, IFA_F_TENTATIVE, LinkState,
-    RouterState,
+    AddrState, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_OPTIMISTIC, IFA_F_SECONDARY,
+    IFA_F_TENTATIVE, LinkState, RouterState,
 };
 use crate::control::netlink::rtnl::lladdr;
 
 const IFA_F_NODAD: u32 = 0x02;
-const IFA_F_DEPRECATED: u32 = 0x20;
 const IFA_F_PERMANENT: u32 = 0x80;
 const IFA_F_MANAGETEMPADDR: u32 = 0x100;
 const IFA_F_NOPREFIXROUTE: u32 = 0x200;
