@@ -181,7 +181,7 @@ pub(super) fn ipv6_dev_get_saddr(tables: &Tables, dev: &Link, daddr: Ipv6Addr) -
 
 /// `ipv6_addr_orchid`: 2001:10::/28.
 fn is_orchid(addr: Ipv6Addr) -> bool {
-    addr.to_bits() >> 100 == 0x2001_001
+    addr.to_bits() >> 100 == 0x0200_1001
 }
 
 /// The policy table of RFC 6724 §2.1, as the kernel has it (`ipv6_addr_label`).

@@ -29,12 +29,36 @@ const RTM_GETRULE: u16 = 34;
 const RTM_GETNETCONF: u16 = 82;
 const RTM_GETNEXTHOP: u16 = 106;
 
+/// Where dumps come from.
+pub(super) trait Dumps {
+    /// Dumps all objects of a kind: RTM_GET* `kind` with its fixed `header`.
+    fn dump(
+        &mut self,
+        what: &'static str,
+        kind: u16,
+        header: &[u8],
+        each: &mut dyn FnMut(&Message<'_>),
+    ) -> Result<DumpEnd, SockError>;
+}
+
+impl Dumps for Requests {
+    fn dump(
+        &mut self,
+        what: &'static str,
+        kind: u16,
+        header: &[u8],
+        each: &mut dyn FnMut(&Message<'_>),
+    ) -> Result<DumpEnd, SockError> {
+        Requests::dump(self, what, kind, header, each)
+    }
+}
+
 impl Follower {
     /// Dumps parts of the state and replaces them. A part whose dump was complete is no longer
     /// marked as lost; a part whose dumps were all interrupted is marked as lost.
-    pub fn resync(
+    pub(super) fn resync(
         &mut self,
-        requests: &mut Requests,
+        requests: &mut dyn Dumps,
         parts: Parts,
         now: Instant,
     ) -> Result<(), SockError> {
@@ -50,7 +74,7 @@ impl Follower {
 
     fn ask(
         &mut self,
-        requests: &mut Requests,
+        requests: &mut dyn Dumps,
         parts: Parts,
         now: Instant,
     ) -> Result<(), SockError> {
@@ -61,19 +85,17 @@ impl Follower {
         self.replace(requests, parts, now)
     }
 
-    /// Dumps a part of the state, and replaces it, unless the dump is interrupted. Returns whether it was different.
+    /// Dumps a part of the state other than links, and replaces it, unless the dump is interrupted. Returns whether it was
+    /// different. `now`: before the dump.
     pub(super) fn compare(
         &mut self,
-        requests: &mut Requests,
+        requests: &mut dyn Dumps,
         part: Parts,
         now: Instant,
     ) -> Result<bool, SockError> {
         debug_assert_eq!(self.touched, Touched::default(), "the tables are compiled");
         (self.is_comparing, self.has_changed_routes) = (true, false);
-        let dumped = match part.links {
-            true => self.resync_links(requests).map(drop),
-            false => self.replace(requests, part, now),
-        };
+        let dumped = self.replace(requests, part, now);
         self.is_comparing = false;
         dumped.map(|()| self.has_changed_routes || self.touched != Touched::default())
     }
@@ -81,7 +103,7 @@ impl Follower {
     /// Dumps all parts but links, and replaces them.
     fn replace(
         &mut self,
-        requests: &mut Requests,
+        requests: &mut dyn Dumps,
         parts: Parts,
         now: Instant,
     ) -> Result<(), SockError> {
@@ -112,8 +134,8 @@ impl Follower {
             let mut rib = std::mem::take(&mut self.state.routes6);
             let end = self.resync_routes(requests, &mut rib, Family::V6, now);
             self.state.routes6 = rib;
-            if end.is_err() {
-                self.route_expires = expires;
+            if end.is_err() || self.is_comparing {
+                self.route_expires = expires.into_iter().chain(self.route_expires).min();
             }
             self.note_end(end?, |parts| &mut parts.routes6);
         }
@@ -141,7 +163,7 @@ impl Follower {
     /// rejects are counted.
     fn dump<T>(
         &mut self,
-        requests: &mut Requests,
+        requests: &mut dyn Dumps,
         what: &'static str,
         (kind, header): (u16, &[u8]),
         parse: impl Fn(&Message<'_>) -> Parsed<T>,
@@ -150,7 +172,7 @@ impl Follower {
         loop {
             attempt += 1;
             let (mut all, mut unparsable) = (Vec::new(), 0);
-            let end = requests.dump(what, kind, header, |message| match parse(message) {
+            let end = requests.dump(what, kind, header, &mut |message| match parse(message) {
                 Parsed::Object(object) => all.push(object),
                 Parsed::Foreign => {}
                 Parsed::Unparsable => unparsable += 1,
@@ -170,7 +192,7 @@ impl Follower {
         }
     }
 
-    fn resync_links(&mut self, requests: &mut Requests) -> Result<DumpEnd, SockError> {
+    fn resync_links(&mut self, requests: &mut dyn Dumps) -> Result<DumpEnd, SockError> {
         // IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS.
         let mut header = vec![0u8; 16];
         header.extend([8, 0, 29, 0, 8, 0, 0, 0]);
@@ -219,7 +241,7 @@ impl Follower {
         }
     }
 
-    fn resync_addrs(&mut self, requests: &mut Requests) -> Result<DumpEnd, SockError> {
+    fn resync_addrs(&mut self, requests: &mut dyn Dumps) -> Result<DumpEnd, SockError> {
         let (mut addrs, mut end) = (Vec::new(), DumpEnd::Complete);
         for family in Family::ALL {
             let header = [family.af(), 0, 0, 0, 0, 0, 0, 0];
@@ -234,7 +256,7 @@ impl Follower {
         Ok(end)
     }
 
-    fn resync_rules(&mut self, requests: &mut Requests) -> Result<DumpEnd, SockError> {
+    fn resync_rules(&mut self, requests: &mut dyn Dumps) -> Result<DumpEnd, SockError> {
         let mut end = DumpEnd::Complete;
         for family in Family::ALL {
             let mut header = [0u8; 12];
@@ -254,7 +276,7 @@ impl Follower {
 
     pub(super) fn resync_nexthops(
         &mut self,
-        requests: &mut Requests,
+        requests: &mut dyn Dumps,
     ) -> Result<DumpEnd, SockError> {
         let request = (RTM_GETNEXTHOP, [0u8; 8].as_slice());
         let dump =
@@ -277,7 +299,7 @@ impl Follower {
 
     fn resync_routes<A: RibAddr>(
         &mut self,
-        requests: &mut Requests,
+        requests: &mut dyn Dumps,
         rib: &mut Rib<A>,
         family: Family,
         now: Instant,
@@ -289,7 +311,7 @@ impl Follower {
             attempt += 1;
             let mut dump = Dump::default();
             let (mut unparsable, mut expires) = (0, None);
-            let end = requests.dump("dump routes", RTM_GETROUTE, &header, |message| {
+            let end = requests.dump("dump routes", RTM_GETROUTE, &header, &mut |message| {
                 if parse::route_is_cloned(message)
                     || parse::route_family(message) != Some(family.af())
                 {
@@ -329,7 +351,7 @@ impl Follower {
         }
     }
 
-    fn resync_neighs(&mut self, requests: &mut Requests) -> Result<DumpEnd, SockError> {
+    fn resync_neighs(&mut self, requests: &mut dyn Dumps) -> Result<DumpEnd, SockError> {
         let request = (RTM_GETNEIGH, [0u8; 12].as_slice());
         let (neighs, end) = self.dump(requests, "dump neighbours", request, |message| {
             if parse::neigh_is_foreign(message) {
@@ -344,7 +366,7 @@ impl Follower {
         Ok(end)
     }
 
-    fn resync_netconf(&mut self, requests: &mut Requests) -> Result<DumpEnd, SockError> {
+    fn resync_netconf(&mut self, requests: &mut dyn Dumps) -> Result<DumpEnd, SockError> {
         let (mut netconf, mut end) = (HashMap::new(), DumpEnd::Complete);
         for family in Family::ALL {
             let header = [family.af(), 0, 0, 0];

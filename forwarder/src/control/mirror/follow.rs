@@ -446,7 +446,8 @@ impl Follower {
         self.touched.nexthops = true;
         if message.kind == RTM_NEWNEXTHOP {
             self.state.nexthops.insert(nexthop.id, nexthop);
-        } else if self.state.nexthops.contains_key(&nexthop.id) {
+        } else {
+            // A dump may have been without it already; the kernel has removed its routes without events.
             self.drop_nexthop(nexthop.id);
             self.doubt(now, |parts| {
                 (parts.nexthops, parts.routes4, parts.routes6) = (true, true, true);

@@ -1,37 +1,50 @@
 //! The self-check: parts of the kernel's state are dumped again in turn and compared, because not all of its changes cause
 //! an event: router advertisements change lifetimes and preferences of routes, for example. A difference that no event
-//! explains is counted, and mended by the dump.
+//! explains is counted, and mended.
 //!
-//! A dump takes the control thread as long as the kernel needs for it. It is not made while events are waiting, and not
-//! of parts with more objects than [`OBJECTS_MAX`]: those have events and the dumps that doubts cause.
+//! The thread `fr-check` makes the dumps, because the kernel may have it wait for others (RTNL). The control thread
+//! replays them if it has received no event since it asked. Links and addresses have events of all that matters; parts
+//! of more than [`OBJECTS_MAX`] objects are not checked, because the replay would take the control thread too long.
 
+use std::io;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+
+use super::dump::Dumps;
 use super::follow::{Follower, Parts};
 use super::state::Family;
 use super::{Changes, Mirror, MirrorError};
+use crate::control::netlink::message::Message;
 use crate::control::netlink::rtnl::Requests;
-use crate::control::netlink::socket::SockError;
+use crate::control::netlink::socket::{DumpEnd, SockError};
+use crate::control::process::privilege;
 
-/// Interval between the checks of two parts: each part is checked once a second.
-const INTERVAL: Duration = Duration::from_millis(140);
-/// A check takes at most this part of the control thread's time.
+/// Interval between the checks of two parts.
+const INTERVAL: Duration = Duration::from_millis(160);
+/// How often it is seen whether a dump is there.
+const POLL: Duration = Duration::from_millis(10);
+/// The thread rests for so many times as long as a dump took.
 const REST: u32 = 200;
-/// A dump of so many routes takes some 10 ms.
+/// Maximum age of a dump.
+const AGE_MAX: Duration = Duration::from_millis(500);
+/// A dump of so many routes is replayed within some 10 ms.
 const OBJECTS_MAX: usize = 8192;
+/// Within this time of the expiry of a route, dumps do not tell whether it has expired.
+const EXPIRY_MARGIN: Duration = Duration::from_millis(100);
 
 /// Parts that are checked, each with its number of objects.
-const PARTS: [Part; 7] = [
-    (|state| state.links = true, |follower| follower.state.links.len()),
+const PARTS: [Part; 6] = [
     (
-        |state| state.rules = true,
-        |follower| Family::ALL.iter().map(|family| follower.state.rules(*family).len()).sum(),
+        |parts| parts.rules = true,
+        |it| Family::ALL.iter().map(|family| it.state.rules(*family).len()).sum(),
     ),
-    (|state| state.nexthops = true, |follower| follower.state.nexthops.len()),
-    (|state| state.netconf = true, |follower| follower.state.netconf.len()),
-    (|state| state.neighs = true, |follower| follower.state.neighs.len()),
-    (|state| state.routes4 = true, |follower| follower.state.routes4.len()),
-    (|state| state.routes6 = true, |follower| follower.state.routes6.len()),
+    (|parts| parts.nexthops = true, |it| it.state.nexthops.len()),
+    (|parts| parts.netconf = true, |it| it.state.netconf.len()),
+    (|parts| parts.neighs = true, |it| it.state.neighs.len()),
+    (|parts| parts.routes4 = true, |it| it.state.routes4.len()),
+    (|parts| parts.routes6 = true, |it| it.state.routes6.len()),
 ];
 
 type Part = (fn(&mut Parts), fn(&Follower) -> usize);
@@ -41,55 +54,240 @@ type Part = (fn(&mut Parts), fn(&Follower) -> usize);
 pub(super) struct SelfCheck {
     turn: usize,
     pub(super) due: Instant,
+    asked: Option<Asked>,
+    /// To and from the thread, if it has been started.
+    channels: Option<(Sender<Parts>, Receiver<Answer>)>,
+}
+
+/// A part whose dump is being made.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    part: Parts,
+    at: Instant,
+    /// Events that had been received.
+    events: u64,
+}
+
+/// What the thread has dumped.
+#[derive(Debug)]
+struct Answer {
+    /// `None`: the dump failed or was interrupted.
+    dumps: Option<Recording>,
+    took: Duration,
 }
 
 impl SelfCheck {
     pub(super) fn new(now: Instant) -> SelfCheck {
-        SelfCheck { turn: 0, due: now + INTERVAL }
+        SelfCheck { turn: 0, due: now + INTERVAL, asked: None, channels: None }
+    }
+
+    /// Asks the thread, and starts it if there is none. `false`: it cannot be asked.
+    fn ask(&mut self, part: Parts) -> bool {
+        if self.channels.is_none() {
+            let (asked, parts) = bounded(1);
+            let (answers, received) = bounded(1);
+            let thread = thread::Builder::new().name("fr-check".into());
+            if thread.spawn(move || serve(&parts, &answers)).is_ok() {
+                self.channels = Some((asked, received));
+            }
+        }
+        self.channels.as_ref().is_some_and(|(asked, _)| asked.try_send(part).is_ok())
+    }
+
+    /// The thread's answer; `None`: it is still at it.
+    fn answer(&mut self) -> Option<Answer> {
+        let (_, answers) = self.channels.as_ref()?;
+        match answers.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => {
+                self.channels = None;
+                Some(Answer { dumps: None, took: Duration::ZERO })
+            }
+        }
     }
 }
 
 impl Mirror {
-    /// Checks a part of the state if it is time, and no events wait.
+    /// Has a part of the state checked if it is time, and no events wait, or compares what has been dumped.
     pub(super) fn self_check(
         &mut self,
         now: Instant,
         changes: Changes,
     ) -> Result<Changes, MirrorError> {
-        if now < self.self_check.due || changes.more || self.follower.is_in_doubt() {
+        if now < self.self_check.due {
             return Ok(changes);
         }
-        let begun = Instant::now();
-        self.self_check.due = now + INTERVAL;
-        self.self_check.turn = (self.self_check.turn + 1) % PARTS.len();
-        let Some((mark, objects)) = PARTS.get(self.self_check.turn) else { return Ok(changes) };
-        if objects(&self.follower) > OBJECTS_MAX {
-            return Ok(changes);
-        }
-        let mut part = Parts::default();
-        mark(&mut part);
-        let events = self.follower.counters.events;
-        let is_different = match self.follower.compare(&mut self.requests, part, now) {
-            Ok(is_different) => is_different,
-            // The next one may succeed; what is missing now is dumped again.
-            Err(SockError::Refused { .. }) => false,
-            Err(_) => {
-                self.requests = Requests::open()?;
-                self.follower.lose(part, now);
-                false
+        let Some(asked) = self.self_check.asked else {
+            self.self_check.due = now + INTERVAL;
+            if !changes.more {
+                self.begin_check(now);
             }
+            return Ok(changes);
         };
+        self.self_check.due = now + POLL;
+        let Some(answer) = self.self_check.answer() else { return Ok(changes) };
+        self.self_check.asked = None;
+        self.self_check.due = now + INTERVAL.max(answer.took * REST);
+        let is_current = !changes.more
+            && self.follower.counters.events == asked.events
+            && now.saturating_duration_since(asked.at) <= AGE_MAX
+            && self.may_check(asked.part, now);
+        let Some(mut dumps) = answer.dumps.filter(|_| is_current) else { return Ok(changes) };
+        // What was recorded cannot fail.
+        let is_different = self.follower.compare(&mut dumps, asked.part, asked.at)?;
         let more = self.drain(now)?;
         // Otherwise an event was on its way.
-        if is_different && self.follower.counters.events == events {
+        if is_different && !more && self.follower.counters.events == asked.events {
             self.follower.counters.corrections += 1;
         }
-        self.self_check.due = now + INTERVAL.max(begun.elapsed() * REST);
         let after = self.settle(now, more)?;
         Ok(Changes {
             links: changes.links || after.links,
             local_addresses: changes.local_addresses || after.local_addresses,
             ..after
         })
+    }
+
+    fn begin_check(&mut self, now: Instant) {
+        self.self_check.turn = (self.self_check.turn + 1) % PARTS.len();
+        let Some((mark, objects)) = PARTS.get(self.self_check.turn) else { return };
+        let mut part = Parts::default();
+        mark(&mut part);
+        let is_small = objects(&self.follower) <= OBJECTS_MAX;
+        if is_small && self.may_check(part, now) && self.self_check.ask(part) {
+            let events = self.follower.counters.events;
+            self.self_check.asked = Some(Asked { part, at: now, events });
+            self.self_check.due = now + POLL;
+        }
+    }
+
+    /// Whether a part can be compared now.
+    fn may_check(&self, part: Parts, now: Instant) -> bool {
+        let expires = self.follower.route_expires;
+        let is_near = expires.is_some_and(|at| at <= now + EXPIRY_MARGIN);
+        !(self.follower.is_in_doubt() || part.routes6 && is_near)
+    }
+}
+
+/// Answers until nobody asks.
+fn serve(parts: &Receiver<Parts>, answers: &Sender<Answer>) {
+    privilege::confine_follower();
+    let mut requests = None;
+    for part in parts {
+        let begun = Instant::now();
+        let dumps = record(&mut requests, part);
+        if dumps.is_err() {
+            // Also what is left of an unfinished reply.
+            requests = None;
+        }
+        if answers.send(Answer { dumps: dumps.ok(), took: begun.elapsed() }).is_err() {
+            return;
+        }
+    }
+}
+
+fn record(requests: &mut Option<Requests>, part: Parts) -> Result<Recording, SockError> {
+    let requests = match requests {
+        Some(requests) => requests,
+        None => requests.insert(Requests::open()?),
+    };
+    let mut recorder = Recorder { requests, recording: Recording::default() };
+    // The same dumps as of the comparison.
+    Follower::default().compare(&mut recorder, part, Instant::now())?;
+    Ok(recorder.recording)
+}
+
+/// Dumps of the kernel, to be replayed once in their order.
+#[derive(Debug, Default)]
+struct Recording {
+    octets: Vec<u8>,
+    /// Type, flags, and end in `octets` of each message.
+    messages: Vec<(u16, u16, usize)>,
+    /// End in `messages` of each dump.
+    dumps: Vec<usize>,
+    /// How many have been replayed.
+    replayed: usize,
+}
+
+impl Recording {
+    fn push(&mut self, message: &Message<'_>) {
+        self.octets.extend_from_slice(message.payload);
+        self.messages.push((message.kind, message.flags, self.octets.len()));
+    }
+}
+
+impl Dumps for Recording {
+    fn dump(
+        &mut self,
+        what: &'static str,
+        _: u16,
+        _: &[u8],
+        each: &mut dyn FnMut(&Message<'_>),
+    ) -> Result<DumpEnd, SockError> {
+        let end_of =
+            |dump: Option<usize>| dump.map_or(0, |n| self.dumps.get(n).copied().unwrap_or(0));
+        let (first, end) = (end_of(self.replayed.checked_sub(1)), end_of(Some(self.replayed)));
+        if self.replayed >= self.dumps.len() {
+            return Err(SockError::Io { what, source: io::ErrorKind::UnexpectedEof.into() });
+        }
+        self.replayed += 1;
+        let mut start = first.checked_sub(1).and_then(|n| self.messages.get(n)).map_or(0, |m| m.2);
+        for &(kind, flags, end) in self.messages.get(first..end).unwrap_or_default() {
+            let payload = self.octets.get(start..end).unwrap_or_default();
+            each(&Message { kind, flags, seq: 0, payload });
+            start = end;
+        }
+        Ok(DumpEnd::Complete)
+    }
+}
+
+/// Records what the kernel answers.
+struct Recorder<'a> {
+    requests: &'a mut Requests,
+    recording: Recording,
+}
+
+impl Dumps for Recorder<'_> {
+    fn dump(
+        &mut self,
+        what: &'static str,
+        kind: u16,
+        header: &[u8],
+        each: &mut dyn FnMut(&Message<'_>),
+    ) -> Result<DumpEnd, SockError> {
+        let recording = &mut self.recording;
+        let end = self.requests.dump(what, kind, header, |message| {
+            recording.push(message);
+            each(message);
+        })?;
+        recording.dumps.push(recording.messages.len());
+        Ok(end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dumps_are_replayed_in_their_order() {
+        let mut recording = Recording::default();
+        for (kind, payload) in [(24, &[1, 2][..]), (24, &[]), (32, &[3])] {
+            recording.push(&Message { kind, flags: 2, seq: 9, payload });
+            if kind == 32 || payload.is_empty() {
+                recording.dumps.push(recording.messages.len());
+            }
+        }
+        let mut replay = || {
+            let mut all = Vec::new();
+            let end = recording.dump("x", 0, &[], &mut |message| {
+                all.push((message.kind, message.payload.to_vec()));
+            });
+            end.map(|_| all)
+        };
+        assert_eq!(replay().expect("the first"), [(24, vec![1, 2]), (24, vec![])]);
+        assert_eq!(replay().expect("the second"), [(32, vec![3])]);
+        assert!(replay().is_err(), "there is no third");
     }
 }

@@ -397,12 +397,14 @@ impl<'a> Follower<'a> {
                 self.drop_number(number);
             }
         }
-        // What is being read, or waits, was chosen by the old ones.
-        self.reading = None;
-        self.waiting.clear();
-        self.due.clear();
-        self.has_left_out = true;
-        if self.is_uncertain { self.resynchronise() } else { Ok(()) }
+        let is_same = |tuple: &Tuple| !has_changed[usize::from(tuple.source.is_ipv6())];
+        self.waiting.retain(|tuple, _| is_same(tuple));
+        self.due.retain(|(_, tuple)| is_same(tuple));
+        if self.is_uncertain {
+            return self.resynchronise();
+        }
+        // What is being read was chosen by the old ones.
+        self.begin_reading()
     }
 
     fn apply(&mut self, event: Event) {

@@ -132,6 +132,14 @@ impl Follower<'_> {
         Ok(())
     }
 
+    /// Has the whole table read for connections that can be carried now.
+    pub(super) fn begin_reading(&mut self) -> io::Result<()> {
+        self.reading = Some(Reading::begin(true, self.scope())?);
+        self.has_left_out = false;
+        self.read_at = Instant::now();
+        Ok(())
+    }
+
     /// Compares some more of the table.
     pub(super) fn read_on(&mut self) -> io::Result<()> {
         let end = Instant::now() + PART;
