@@ -1,5 +1,7 @@
 //! Neighbours that are not yet resolved, change, or do not answer.
 
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -31,6 +33,39 @@ fn a_neighbour_that_does_not_answer_is_reported() -> Result<()> {
     ensure!(result.text.contains("Destination Host Unreachable"), "{}", result.text);
     let result = ping(&lab.left, "-c 3 -W 8 2001:db8:2::99")?;
     ensure!(result.text.contains("Address unreachable"), "{}", result.text);
+    Ok(())
+}
+
+/// More than a worker holds packets for: the kernel holds the others.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn first_packets_to_many_new_hosts_arrive() -> Result<()> {
+    const HOSTS: std::ops::Range<u8> = 128..254;
+    let lab = Lab::up()?;
+    // The right host has all of these addresses.
+    lab.right.run("ip route add local 198.18.2.128/25 dev lo")?;
+    let receiver = lab.right.enter(|| Ok(UdpSocket::bind("0.0.0.0:4000")?))?;
+    receiver.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let ferroute = Ferroute::start(&lab)?;
+    let sender = lab.left.enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+    for host in HOSTS {
+        sender.send_to(&[host], (Ipv4Addr::new(198, 18, 2, host), 4000))?;
+    }
+    let mut arrived = BTreeSet::new();
+    let mut octet = [0];
+    while arrived.len() < HOSTS.len() && receiver.recv(&mut octet).is_ok() {
+        arrived.insert(octet[0]);
+    }
+    ensure!(arrived.len() == HOSTS.len(), "{} of {} arrive", arrived.len(), HOSTS.len());
+    let punts = ferroute.json(&["stat"])?["punts"]["NEIGH_UNRESOLVED"].as_u64();
+    ensure!(punts.is_some_and(|punts| punts > 0), "the kernel had none: {punts:?}");
+    // Then they are known.
+    for host in HOSTS {
+        sender.send_to(&[host], (Ipv4Addr::new(198, 18, 2, host), 4000))?;
+        receiver.recv(&mut octet)?;
+    }
+    let after = ferroute.json(&["stat"])?["punts"]["NEIGH_UNRESOLVED"].as_u64();
+    ensure!(after == punts, "the kernel has packets to known neighbours: {punts:?}, {after:?}");
     Ok(())
 }
 
