@@ -505,3 +505,33 @@ fn root_after_a_pause_the_settings_of_all_vlans_are_read_at_once() {
         assert_eq!(known(&mirror), VLANS as usize);
     });
 }
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_routes_and_settings_that_are_left_to_the_kernel_are_named() {
+    in_netns(|| {
+        ports();
+        let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
+        assert!(mirror.unmirrored().is_empty(), "{:?}", mirror.unmirrored());
+        run("ip nexthop add id 1 via 10.0.0.9 dev va");
+        run("ip nexthop add id 2 via 10.0.1.8 dev vc");
+        run("ip nexthop add id 20 group 1/2 type resilient buckets 8");
+        run("ip route add 10.50.0.0/16 nhid 20");
+        run("ip route add 10.51.0.0/16 nexthop via 10.0.0.2 nexthop via 10.0.1.3");
+        for (key, value) in [
+            ("ipv4.fib_multipath_hash_policy", "2"),
+            ("ipv4.fib_multipath_use_neigh", "1"),
+            ("ipv6.fib_multipath_hash_policy", "2"),
+        ] {
+            run(&format!("sysctl -w net.{key}={value}"));
+        }
+        settle(&mut mirror);
+        mirror.read_sysctls(Instant::now()).expect("read");
+        let left: Vec<_> = mirror.unmirrored().into_iter().map(|left| left.what).collect();
+        // No IPv6 route has several next hops.
+        let [route, policy, use_neigh] = &left[..] else { panic!("{left:?}") };
+        assert!(route.contains("10.50.0.0/16"), "{route}");
+        assert!(policy.ends_with("ipv4.fib_multipath_hash_policy 2"), "{policy}");
+        assert!(use_neigh.ends_with("fib_multipath_use_neigh"), "{use_neigh}");
+    });
+}
