@@ -172,7 +172,7 @@ impl Mirror {
 
 /// Answers until nobody asks.
 fn serve(parts: &Receiver<Parts>, answers: &Sender<Answer>) {
-    privilege::confine_follower();
+    privilege::drop_all();
     let mut requests = None;
     for part in parts {
         let begun = Instant::now();

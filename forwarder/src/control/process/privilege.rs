@@ -179,8 +179,8 @@ pub fn confine_follower() {
     let _ = keep(&[Capability::CAP_NET_ADMIN].into_iter().collect());
 }
 
-/// Drops every capability of this thread, which only serves clients. Failure is ignored: the thread
-/// needs no capability.
+/// Drops every capability of this thread, which only serves clients, or reads what everybody may. Failure is ignored: the
+/// thread needs no capability.
 pub fn drop_all() {
     let _ = keep(&CapsHashSet::new());
 }
