@@ -7,9 +7,9 @@ use super::post_routing::RoutedBurst;
 
 /// Neighbours that can be waited for at once.
 const NEIGHBOURS: usize = 64;
-/// Packets held for one neighbour. The kernel holds 212,992 octets of memory, some 90 full-sized
-/// packets; a TCP connection starts with ten.
-const PER_NEIGHBOUR: usize = 32;
+/// Packets held for one neighbour: the kernel's unres_qlen. (It holds 212,992 octets of memory, some 90 full-sized
+/// packets.)
+const PER_NEIGHBOUR: usize = 101;
 
 /// The packets for one neighbour; a slot without packets is free.
 #[derive(Debug)]
@@ -64,13 +64,15 @@ impl HoldQueue {
         self.slots.iter().map(|slot| slot.packets.len()).sum()
     }
 
-    /// Whether a packet for a neighbour finds room without another one being dropped, beside those for which room is
-    /// reserved, whatever their neighbours are.
-    pub fn has_room(&self, oif: u32, addr: IpAddr) -> bool {
-        let slot = self.slots.iter().find(|slot| slot.is_for(oif, addr));
-        let room = slot.map_or(PER_NEIGHBOUR, |slot| slot.packets.room());
-        let has_slot = || self.slots.iter().filter(|slot| slot.is_free()).count() > self.reserved;
-        room > self.reserved && (slot.is_some() || has_slot())
+    /// Whether packets wait for a neighbour.
+    pub fn has(&self, oif: u32, addr: IpAddr) -> bool {
+        self.slots.iter().any(|slot| slot.is_for(oif, addr))
+    }
+
+    /// Whether there is a slot for another neighbour, beside those for which room is reserved, whatever their neighbours
+    /// are.
+    pub fn has_slot(&self) -> bool {
+        self.slots.iter().filter(|slot| slot.is_free()).count() > self.reserved
     }
 
     /// The slot for a neighbour, and whether it was free until now.

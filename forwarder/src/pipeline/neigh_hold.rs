@@ -14,10 +14,12 @@ const HELD_MAX: usize = 512;
 /// Interval of the check for packets that have waited too long.
 pub(super) const POLL_NS: u64 = 50_000_000;
 
-/// Before a packet is changed: finds its neighbour, and reserves room for the packet if that is not resolved.
+/// Before a packet is changed: finds its neighbour, and reserves room for the packet if that is not resolved, and is none
+/// that packets wait for.
 ///
 /// # Errors
-/// There is no room, or the error would be the kernel's if the neighbour does not answer. The kernel holds it, as received.
+/// There is no room for another neighbour, or the error would be the kernel's if it does not answer. The kernel holds the
+/// packet, as received.
 #[inline(always)]
 pub(super) fn check_room<'a>(
     skb: &SkBuff,
@@ -47,11 +49,14 @@ fn reserve(skb: &SkBuff, dst: &Dst<'_>, daddr: IpAddr, ctx: &mut Ctx<'_>) -> Res
     let addr = dst.gateway().copied().unwrap_or(daddr);
     let limit = frames_max(ctx);
     let queue = &mut ctx.state.hold;
-    let has_room = queue.held + queue.reserved < limit && queue.has_room(dst.dev.ifindex, addr);
-    if is_kernels_error || !has_room {
+    let is_new = !queue.has(dst.dev.ifindex, addr);
+    let has_room = queue.held + queue.reserved < limit && queue.has_slot();
+    if is_kernels_error || is_new && !has_room {
         return Err(Exit::Punt(PuntReason::NeighUnresolved));
     }
-    queue.reserved += skb.frames();
+    if is_new {
+        queue.reserved += skb.frames();
+    }
     Ok(())
 }
 
@@ -91,8 +96,7 @@ pub(super) fn hold(
         (slot.since_ns, slot.asked_ns) = (ctx.now_ns, ctx.now_ns);
         ctx.out.request_neigh(oif, addr);
     }
-    // As in the kernel, the oldest packet is dropped to make room, if none was reserved: for the router's own packets,
-    // fragments, and those that functions at the hooks or IPsec have changed.
+    // As in the kernel, the oldest packet is dropped to make room.
     let full = scarce || slot.packets.room() == 0;
     let oldest = if full { slot.packets.drain(1).next() } else { None };
     let frames = skb.frames();
