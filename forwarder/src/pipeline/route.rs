@@ -254,16 +254,16 @@ pub(super) const BY_KERNEL: Exit = Exit::Punt(PuntReason::RouteUnsupported);
 fn multipath_hash(skb: &SkBuff, ctx: &Ctx<'_>) -> Result<u32, Exit> {
     let packet = Ipv4Packet::new_unchecked(skb.network_header());
     let sysctl = &ctx.tables.sysctl;
-    let key = match MultipathHash::of(sysctl.multipath_hash_policy4, sysctl.multipath_hash_fields4)
-    {
-        _ if sysctl.multipath_use_neigh => return Err(BY_KERNEL),
-        None => return Err(BY_KERNEL),
-        Some(hash) if hash.needs_kernel(packet.protocol()) => return Err(BY_KERNEL),
-        Some(MultipathHash::L3) => FlowKey::l3_ipv4(&packet),
+    if sysctl.multipath_use_neigh {
+        return Err(BY_KERNEL);
+    }
+    let (policy, fields) = (sysctl.multipath_hash_policy4, sysctl.multipath_hash_fields4);
+    let key = match MultipathHash::of(policy, fields, packet.protocol())? {
+        MultipathHash::L3 => FlowKey::l3_ipv4(&packet),
         // Also of an ICMP error.
-        Some(MultipathHash::Inner) => FlowKey::of_fields_ipv4(&packet, HashFields::ADDRESSES),
-        Some(MultipathHash::L4) => FlowKey::l4_ipv4(&packet),
-        Some(MultipathHash::Fields(fields)) => FlowKey::of_fields_ipv4(&packet, fields),
+        MultipathHash::Inner => FlowKey::of_fields_ipv4(&packet, HashFields::ADDRESSES),
+        MultipathHash::L4 => FlowKey::l4_ipv4(&packet),
+        MultipathHash::Fields(fields) => FlowKey::of_fields_ipv4(&packet, fields),
     };
     Ok(key.hash(ctx.state.hash_seed))
 }
@@ -279,25 +279,22 @@ pub(super) enum MultipathHash {
 }
 
 impl MultipathHash {
-    /// `None`: a policy that is not known here.
-    pub fn of(policy: u8, fields: HashFields) -> Option<MultipathHash> {
-        match policy {
-            0 => Some(MultipathHash::L3),
-            1 => Some(MultipathHash::L4),
-            2 => Some(MultipathHash::Inner),
-            3 => Some(MultipathHash::Fields(fields)),
-            _ => None,
-        }
-    }
-
-    /// Whether the kernel looks into packets of this protocol, which is not done here (`__skb_flow_dissect`).
-    pub fn needs_kernel(self, protocol: Protocol) -> bool {
-        let has_inner = match self {
-            MultipathHash::L3 | MultipathHash::L4 => false,
-            MultipathHash::Inner => true,
-            MultipathHash::Fields(fields) => fields.have_inner(),
+    /// By which fields packets of a protocol are hashed.
+    ///
+    /// # Errors
+    /// The policy is not known here, or the kernel looks into a tunnel (`__skb_flow_dissect`).
+    pub fn of(policy: u8, fields: HashFields, protocol: Protocol) -> Result<MultipathHash, Exit> {
+        let (hash, has_inner) = match policy {
+            0 => (MultipathHash::L3, false),
+            1 => (MultipathHash::L4, false),
+            2 => (MultipathHash::Inner, true),
+            3 => (MultipathHash::Fields(fields), fields.have_inner()),
+            _ => return Err(BY_KERNEL),
         };
-        has_inner && matches!(protocol, Protocol::IPIP | Protocol::IPV6 | Protocol::GRE)
+        match protocol {
+            Protocol::IPIP | Protocol::IPV6 | Protocol::GRE if has_inner => Err(BY_KERNEL),
+            _ => Ok(hash),
+        }
     }
 }
 

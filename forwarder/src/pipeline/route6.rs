@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::burst_routes::BurstRoutes;
 use super::dst::Dst;
 use super::headers::Ipv6hdr;
-use super::route::{BY_KERNEL, MultipathHash, fib_select_path, mix32};
+use super::route::{MultipathHash, fib_select_path, mix32};
 use super::{Ctx, Exit, IcmpError};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::skb::SkBuff;
@@ -104,15 +104,13 @@ fn multipath_hash(skb: &SkBuff, ctx: &Ctx<'_>) -> Result<u32, Exit> {
     let packet = Ipv6Packet::new_unchecked(skb.network_header());
     let sysctl = &ctx.tables.sysctl;
     let protocol = packet.upper_layer().map_or(packet.next_header(), |upper| upper.protocol);
-    let key = match MultipathHash::of(sysctl.multipath_hash_policy6, sysctl.multipath_hash_fields6)
-    {
-        None => return Err(BY_KERNEL),
-        Some(hash) if hash.needs_kernel(protocol) => return Err(BY_KERNEL),
-        Some(MultipathHash::L3) => FlowKey::l3_ipv6(&packet),
+    let (policy, fields) = (sysctl.multipath_hash_policy6, sysctl.multipath_hash_fields6);
+    let key = match MultipathHash::of(policy, fields, protocol)? {
+        MultipathHash::L3 => FlowKey::l3_ipv6(&packet),
         // Also of an ICMPv6 error.
-        Some(MultipathHash::Inner) => FlowKey::of_fields_ipv6(&packet, HashFields::L3_IPV6),
-        Some(MultipathHash::L4) => FlowKey::l4_ipv6(&packet),
-        Some(MultipathHash::Fields(fields)) => FlowKey::of_fields_ipv6(&packet, fields),
+        MultipathHash::Inner => FlowKey::of_fields_ipv6(&packet, HashFields::L3_IPV6),
+        MultipathHash::L4 => FlowKey::l4_ipv6(&packet),
+        MultipathHash::Fields(fields) => FlowKey::of_fields_ipv6(&packet, fields),
     };
     Ok(key.hash(ctx.state.hash_seed))
 }

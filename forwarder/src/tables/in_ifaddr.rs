@@ -8,7 +8,8 @@ use crate::fib::FibInfo;
 
 /// RT_SCOPE_LINK.
 pub const RT_SCOPE_LINK: u8 = 253;
-const RT_SCOPE_HOST: u8 = 254;
+/// RT_SCOPE_HOST.
+pub const RT_SCOPE_HOST: u8 = 254;
 
 /// An IPv4 address of an interface: `struct in_ifaddr`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

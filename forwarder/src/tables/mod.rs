@@ -20,7 +20,7 @@ use crate::neigh::NeighTable;
 use crate::wire::HashFields;
 
 pub use epochs::Epochs;
-pub use in_ifaddr::{InIfaddr, Inet6Ifaddr, RT_SCOPE_LINK};
+pub use in_ifaddr::{InIfaddr, Inet6Ifaddr, RT_SCOPE_HOST, RT_SCOPE_LINK};
 pub use publish::{Published, Snapshot};
 pub use vlan::{EgressTag, Tag, TagStack, Vlan};
 pub use xfrm::{Wanted, XfrmLookup, XfrmPolicies, XfrmStates};

@@ -8,6 +8,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::fib::prefix::Address;
+pub use crate::tables::RT_SCOPE_HOST;
 
 /// NLM_F_REPLACE.
 const NLM_F_REPLACE: u16 = 0x100;
@@ -22,8 +23,6 @@ pub const RTN_LOCAL: u8 = 2;
 pub const RTN_BROADCAST: u8 = 3;
 /// RTN_ANYCAST.
 pub const RTN_ANYCAST: u8 = 4;
-/// RT_SCOPE_HOST.
-pub const RT_SCOPE_HOST: u8 = 254;
 /// RTNH_F_DEAD.
 pub const RTNH_F_DEAD: u8 = 1;
 /// RTNH_F_LINKDOWN.

@@ -223,11 +223,6 @@ impl Program {
         self.conntrack.each_ref().map(Option::is_some)
     }
 
-    /// Whether it does so of a family: [`Family::Ip`] or [`Family::Ip6`].
-    pub fn tracks(&self, family: Family) -> bool {
-        self.conntrack[usize::from(family == Family::Ip6)].is_some()
-    }
-
     /// Whether the kernel translates packets of connections with NAT: there is a chain of type nat for the
     /// family, at any hook.
     pub fn translates(&self, family: Family) -> bool {

@@ -125,10 +125,9 @@ impl Follower<'_> {
         }
         self.refused.clear();
         self.retried.clear();
-        self.reading = Some(Reading::begin(true, self.scope())?);
+        self.begin_reading()?;
         // Connections that were being opened have no events either: the table is read once more.
         self.has_left_out = true;
-        self.read_at = Instant::now();
         Ok(())
     }
 

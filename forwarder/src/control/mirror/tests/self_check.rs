@@ -50,8 +50,8 @@ fn root_without_a_difference_nothing_is_corrected() {
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn root_what_no_event_told_is_corrected_and_counted() {
-    type Spoil = fn(&mut Mirror);
-    let spoils: [(&str, Spoil); 6] = [
+    type Change = fn(&mut Mirror);
+    let changes: [(&str, Change); 6] = [
         ("netconf", |it| it.follower.state.netconf.clear()),
         ("rules", |it| {
             let rules = Arc::make_mut(&mut it.follower.state.rules4);
@@ -66,10 +66,10 @@ fn root_what_no_event_told_is_corrected_and_counted() {
     ];
     in_netns(move || {
         let mut mirror = lab();
-        for (n, (what, spoil)) in spoils.into_iter().enumerate() {
-            spoil(&mut mirror);
+        for (n, (what, change)) in changes.into_iter().enumerate() {
+            change(&mut mirror);
             // Netconf is not shown.
-            assert!(n == 0 || equals_kernel(&mirror).is_err(), "{what} are spoilt");
+            assert!(n == 0 || equals_kernel(&mirror).is_err(), "{what} are still the kernel's");
             tick_for(&mut mirror, ROUND);
             assert_eq!(mirror.counters().corrections, n as u64 + 1, "{what}");
             equals_kernel(&mirror).unwrap_or_else(|difference| panic!("{what}: {difference}"));
