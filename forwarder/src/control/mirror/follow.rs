@@ -445,7 +445,13 @@ impl Follower {
         let nexthop = parse::nexthop(message)?;
         self.touched.nexthops = true;
         if message.kind == RTM_NEWNEXTHOP {
-            self.state.nexthops.insert(nexthop.id, nexthop);
+            let id = nexthop.id;
+            let was_blackhole = self.state.is_blackhole(id);
+            self.state.nexthops.insert(id, nexthop);
+            // The kernel reports the type of a route by its object, and says nothing of it when that changes.
+            if was_blackhole != self.state.is_blackhole(id) {
+                self.doubt(now, |parts| (parts.routes4, parts.routes6) = (true, true));
+            }
         } else {
             // A dump may have been without it already; the kernel has removed its routes without events.
             self.drop_nexthop(nexthop.id);
@@ -478,6 +484,10 @@ impl Follower {
             return Some(());
         }
         let (family, ifindex, conf) = parse::netconf(message)?;
+        if family == Family::V4 && ifindex == Netconf::DEFAULT {
+            // It becomes the setting of all interfaces that have none of their own (`devinet_copy_dflt_conf`).
+            self.doubt(now, |parts| parts.netconf = true);
+        }
         if conf.0[Netconf::IGNORE_LINKDOWN].is_some() {
             // This setting affects RTNH_F_DEAD.
             self.doubt(now, |parts| (parts.routes4, parts.routes6) = (true, true));

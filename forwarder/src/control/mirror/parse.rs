@@ -11,7 +11,7 @@ use super::rib::{
     Expiry, Net, RTNH_F_DEAD, RTNH_F_LINKDOWN, RTNH_F_ONLINK, RibAddr, RouteBody, RouteNexthop,
 };
 use super::state::{
-    AddrState, Family, LinkState, NeighState, Netconf, NexthopState, RuleState, VlanState,
+    AddrState, Family, Lifetime, LinkState, NeighState, Netconf, NexthopState, RuleState, VlanState,
 };
 use crate::control::netlink::message::{Attr, Attrs, Message, ip, u8_at, u16_at, u32_at};
 use crate::wire::EtherType;
@@ -105,20 +105,21 @@ pub fn addr(message: &Message<'_>) -> Option<AddrState> {
     let family = Family::from_af(u8_at(data, 0)?)?;
     let (mut local, mut address, mut broadcast, mut label) = (None, None, None, None);
     let mut flags = u32::from(u8_at(data, 2)?);
-    let (mut protocol, mut valid_lft, mut preferred_lft) = (0, u32::MAX, u32::MAX);
+    let (mut protocol, mut lifetimes) = (0, [Lifetime::Forever; 2]);
     for attr in message.attrs(8) {
         match attr.kind {
             1 => address = attr.ip(),
             2 => local = attr.ip(),
             3 => label = Some(attr.string()),
             4 => broadcast = attr.ip(),
-            6 => (preferred_lft, valid_lft) = (attr.u32()?, u32_at(attr.value, 4)?),
+            6 => lifetimes = [attr.u32()?, u32_at(attr.value, 4)?].map(Lifetime::received),
             8 => flags = attr.u32()?,
             11 => protocol = attr.u8()?,
             _ => {}
         }
     }
     let own = local.or(address).filter(|own| Family::of(own) == family)?;
+    let [preferred_lft, valid_lft] = lifetimes;
     Some(AddrState {
         ifindex: u32_at(data, 4)?,
         local: own,

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::rib::Rib;
 pub use crate::control::netlink::rtnl::ARPHRD_ETHER;
@@ -161,11 +161,50 @@ pub struct AddrState {
     pub label: Option<String>,
     /// IFA_PROTO.
     pub protocol: u8,
-    /// Seconds, as of the message; `u32::MAX`: forever.
-    pub valid_lft: u32,
-    /// Seconds, as of the message; `u32::MAX`: forever.
-    pub preferred_lft: u32,
+    /// Until when it is used at all.
+    pub valid_lft: Lifetime,
+    /// Until when it is used for new connections.
+    pub preferred_lft: Lifetime,
 }
+
+/// A lifetime of an address. The kernel counts it down without events, so all that end are equal here.
+#[derive(Debug, Clone, Copy)]
+pub enum Lifetime {
+    /// It does not end.
+    Forever,
+    /// Ends so many seconds after the message.
+    Ends(u32, Instant),
+}
+
+impl Lifetime {
+    /// A value of `struct ifa_cacheinfo` in a message that has just been received.
+    pub fn received(seconds: u32) -> Lifetime {
+        if seconds == u32::MAX {
+            Lifetime::Forever
+        } else {
+            Lifetime::Ends(seconds, Instant::now())
+        }
+    }
+
+    /// Seconds that are left; `u32::MAX`: it does not end.
+    pub fn left(self) -> u32 {
+        match self {
+            Lifetime::Forever => u32::MAX,
+            Lifetime::Ends(seconds, since) => {
+                let passed = u32::try_from(since.elapsed().as_secs()).unwrap_or(u32::MAX);
+                seconds.saturating_sub(passed)
+            }
+        }
+    }
+}
+
+impl PartialEq for Lifetime {
+    fn eq(&self, other: &Lifetime) -> bool {
+        matches!(self, Lifetime::Forever) == matches!(other, Lifetime::Forever)
+    }
+}
+
+impl Eq for Lifetime {}
 
 impl AddrState {
     /// Whether the kernel treats both as the same address.
@@ -368,12 +407,15 @@ impl RouterState {
     /// Adds or replaces an address at the kernel's position (`__inet_insert_ifa`). Returns whether
     /// the state changed.
     pub fn add_addr(&mut self, addr: AddrState) -> bool {
-        match self.addrs.iter().position(|old| old.same_key(&addr)) {
-            Some(at) if self.addrs[at] == addr => return false,
-            Some(at) => Arc::make_mut(&mut self.addrs)[at] = addr,
-            None => Arc::make_mut(&mut self.addrs).push(addr),
-        }
-        true
+        let addrs = Arc::make_mut(&mut self.addrs);
+        let Some(old) = addrs.iter_mut().find(|old| old.same_key(&addr)) else {
+            addrs.push(addr);
+            return true;
+        };
+        let is_new = *old != addr;
+        // Its lifetimes may be new.
+        *old = addr;
+        is_new
     }
 
     /// Removes an address; returns whether it existed.
@@ -381,6 +423,15 @@ impl RouterState {
         let before = self.addrs.len();
         Arc::make_mut(&mut self.addrs).retain(|old| !old.same_key(addr));
         self.addrs.len() != before
+    }
+
+    /// Whether a nexthop object drops packets (`nexthop_is_blackhole`): it may also be a group of one.
+    pub fn is_blackhole(&self, id: u32) -> bool {
+        let drops = |id: &u32| self.nexthops.get(id).is_some_and(|nexthop| nexthop.blackhole);
+        match self.nexthops.get(&id).map(|nexthop| nexthop.group.as_slice()) {
+            Some([(member, _)]) => drops(member),
+            _ => drops(&id),
+        }
     }
 
     /// Rules of a family.

@@ -34,12 +34,19 @@ pub fn unsupported(state: &RouterState, body: &RouteBody) -> Option<&'static str
     if body.nexthops.iter().any(|nh| nh.encap.is_some()) {
         return Some("encapsulates (RTA_ENCAP)");
     }
+    if has_expired_hop(body) {
+        return Some("its first next hop has expired, and perhaps others have not");
+    }
     if body.nhid == 0 {
         return None;
     }
     let Some(object) = state.nexthops.get(&body.nhid) else {
         return Some("its nexthop object is not known");
     };
+    if body.kind == RTN_BLACKHOLE && !state.is_blackhole(body.nhid) {
+        // Its object was one a moment ago.
+        return Some("its type is not that of its nexthop object");
+    }
     if object.resilient {
         // The kernel moves buckets that it has not used itself.
         return Some("its nexthop group is resilient");
@@ -56,6 +63,12 @@ pub fn unsupported(state: &RouterState, body: &RouteBody) -> Option<&'static str
     None
 }
 
+/// The kernel reports the lifetime of the first next hop of an IPv6 multipath route for all of them. Its lookup leaves out
+/// those that have expired (`__find_rr_leaf`) until they are removed, at most 30 s later.
+fn has_expired_hop(body: &RouteBody) -> bool {
+    body.expiry == Expiry::Expired && body.nexthops.len() > 1
+}
+
 fn has_way(body: &RouteBody) -> bool {
     body.nhid != 0 || !body.nexthops.is_empty()
 }
@@ -70,11 +83,12 @@ pub fn fib_info(
 ) -> (FibInfo, bool) {
     if unsupported(state, body).is_some() {
         let punt = RouteType::Punt(PuntReason::RouteUnsupported);
-        return (FibInfo::special(punt), body.expiry != Expiry::Expired);
+        let is_usable = body.expiry != Expiry::Expired || has_expired_hop(body);
+        return (FibInfo::special(punt), is_usable);
     }
     let object = state.nexthops.get(&body.nhid);
     let kind = match body.kind {
-        RTN_UNICAST if object.is_some_and(|nh| nh.blackhole) => RouteType::Blackhole,
+        RTN_UNICAST if state.is_blackhole(body.nhid) => RouteType::Blackhole,
         RTN_UNICAST => RouteType::Unicast,
         RTN_LOCAL => RouteType::Local,
         RTN_BROADCAST => RouteType::Broadcast,

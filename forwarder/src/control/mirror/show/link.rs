@@ -288,8 +288,8 @@ fn addr_view(addr: &AddrState) -> AddrView {
         mngtmpaddr: flag(IFA_F_MANAGETEMPADDR),
         noprefixroute: flag(IFA_F_NOPREFIXROUTE),
         label: addr.label.clone(),
-        valid_life_time: addr.valid_lft,
-        preferred_life_time: addr.preferred_lft,
+        valid_life_time: addr.valid_lft.left(),
+        preferred_life_time: addr.preferred_lft.left(),
     }
 }
 

@@ -2,10 +2,12 @@
 //! need root, are run by scripts/test, and fail with a message without root.
 
 mod answers;
+mod commands;
 pub(super) mod leaves;
 mod locals;
 mod messages;
 mod oracle;
+mod ra;
 mod random;
 mod root;
 mod rule_lookups;

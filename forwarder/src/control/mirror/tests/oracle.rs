@@ -1,11 +1,14 @@
 //! Compares the output of the mirror with that of `ip -j`.
 
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+
 use serde::Serialize;
 use serde_json::Value;
 
 use super::ip_json;
-use crate::control::mirror::state::Family;
-use crate::control::mirror::{Mirror, show};
+use crate::control::mirror::state::{Family, RouterState};
+use crate::control::mirror::{Mirror, MirrorOptions, show};
 
 fn values(views: Vec<impl Serialize>) -> Vec<Value> {
     views.into_iter().map(|view| serde_json::to_value(view).expect("JSON")).collect()
@@ -80,6 +83,19 @@ fn drop_link_flags(routes: &mut [Value]) {
     }
 }
 
+/// With nexthop_compat_mode=0, the kernel reports no next hops of routes that have an object; the mirror shows them.
+fn drop_unresolved(ours: &mut [Value], theirs: &[Value]) {
+    let shows = |route: &Value| ["dev", "nexthops"].iter().any(|key| !route[key].is_null());
+    if theirs.iter().any(|route| !route["nhid"].is_null() && shows(route)) {
+        return;
+    }
+    let hidden = ["dev", "gateway", "via", "nexthops"];
+    for route in ours.iter_mut().filter(|route| !route["nhid"].is_null()) {
+        route["flags"] = serde_json::json!([]);
+        drop_keys(std::slice::from_mut(route), &hidden);
+    }
+}
+
 /// Adds to each route its position at its prefix and table.
 fn number(routes: &mut [Value]) {
     let mut seen = std::collections::HashMap::<String, usize>::new();
@@ -91,12 +107,30 @@ fn number(routes: &mut [Value]) {
     }
 }
 
+/// Lifetimes are counted down between the two: those that differ by a second or two are equal.
+fn same_lifetimes(ours: &[Value], theirs: &mut [Value]) -> Result<(), String> {
+    for (ours, theirs) in ours.iter().zip(theirs) {
+        let (ours, theirs) = (ours["addr_info"].as_array(), theirs["addr_info"].as_array_mut());
+        for (ours, theirs) in ours.into_iter().flatten().zip(theirs.into_iter().flatten()) {
+            for key in ["valid_life_time", "preferred_life_time"] {
+                let (a, b) = (ours[key].as_u64(), theirs[key].as_u64());
+                if a.zip(b).is_some_and(|(a, b)| a.abs_diff(b) > 2) {
+                    return Err(format!("{key}: {a:?} in the mirror, {b:?} in the kernel"));
+                }
+                theirs[key] = ours[key].clone();
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Compares the mirror with `ip -j`, in everything the mirror shows.
 pub fn equals_kernel(mirror: &Mirror) -> Result<(), String> {
     let state = mirror.state();
     let ours = values(show::links(state));
     same("links", ours, array(ip_json("link show")), true)?;
     let (mut ours, mut theirs) = (values(show::addrs(state)), array(ip_json("addr show")));
+    same_lifetimes(&ours, &mut theirs)?;
     drop_keys(&mut ours, &["link_netnsid"]);
     drop_keys(&mut theirs, &["link_netnsid"]);
     same("addresses", ours, theirs, true)?;
@@ -116,8 +150,41 @@ pub fn equals_kernel(mirror: &Mirror) -> Result<(), String> {
     number(&mut theirs);
     drop_link_flags(&mut ours);
     drop_link_flags(&mut theirs);
+    drop_unresolved(&mut ours, &theirs);
     same("routes", ours, theirs, false)?;
     let mut theirs = array(ip_json("-4 neigh show"));
     theirs.extend(array(ip_json("-6 neigh show")));
     same("neighbours", values(show::neighs(state)), theirs, false)
+}
+
+/// Compares what is not shown with a mirror that has just been started, with the same ports.
+pub fn equals_fresh(mirror: &Mirror, ports: &[(u32, u16)]) -> Result<(), String> {
+    let mut fresh = Mirror::start(MirrorOptions::default()).map_err(|error| error.to_string())?;
+    fresh.set_ports(ports);
+    let (ours, theirs) = (mirror.state(), fresh.state());
+    same_lines("links", &ours.links, &theirs.links)?;
+    same_lines("nexthops", &ours.nexthops, &theirs.nexthops)?;
+    same_lines("rules", &(&ours.rules4, &ours.rules6), &(&theirs.rules4, &theirs.rules6))?;
+    let netconf =
+        |of: &RouterState| of.netconf.iter().map(|it| format!("{it:?}")).collect::<BTreeSet<_>>();
+    same_lines("netconf", &netconf(ours), &netconf(theirs))?;
+    same_lines("settings", &ours.sysctls, &theirs.sysctls)?;
+    for (ifindex, _) in ports {
+        let port = |mirror: &Mirror| mirror.tables().links.ifindex(*ifindex).cloned();
+        same_lines("a port in the tables", &port(mirror), &port(&fresh))?;
+    }
+    Ok(())
+}
+
+/// Compares what is printed of two values.
+fn same_lines(what: &str, ours: &impl Debug, theirs: &impl Debug) -> Result<(), String> {
+    let (ours, theirs) = (format!("{ours:#?}"), format!("{theirs:#?}"));
+    if ours == theirs {
+        return Ok(());
+    }
+    let only = |a: &str, b: &str| -> Vec<String> {
+        let b: BTreeSet<&str> = b.lines().collect();
+        a.lines().filter(|line| !b.contains(line)).map(|line| line.trim().to_owned()).collect()
+    };
+    Err(format!("{what}: {:?} instead of {:?}", only(&ours, &theirs), only(&theirs, &ours)))
 }

@@ -12,7 +12,7 @@ use super::oracle::equals_kernel;
 use super::random::Rng;
 use super::{LINKS, eventually, in_netns, ip_batch, ports, run, settle, try_run};
 use crate::control::mirror::rx_handlers::Taken;
-use crate::control::mirror::state::VlanState;
+use crate::control::mirror::state::{Family, Netconf, VlanState};
 use crate::control::mirror::{Mirror, MirrorOptions};
 use crate::control::netlink::rtnl::Requests;
 use crate::tables::Forwarding6;
@@ -533,5 +533,88 @@ fn root_routes_and_settings_that_are_left_to_the_kernel_are_named() {
         assert!(route.contains("10.50.0.0/16"), "{route}");
         assert!(policy.ends_with("ipv4.fib_multipath_hash_policy 2"), "{policy}");
         assert!(use_neigh.ends_with("fib_multipath_use_neigh"), "{use_neigh}");
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_a_new_default_is_that_of_interfaces_without_a_setting_of_their_own() {
+    in_netns(|| {
+        LINKS.iter().for_each(|line| run(line));
+        run("sysctl -w net.ipv4.conf.all.rp_filter=0");
+        run("sysctl -w net.ipv4.conf.vc.rp_filter=0");
+        let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
+        run("sysctl -w net.ipv4.conf.default.rp_filter=1");
+        // Sooner than the self-check.
+        std::thread::sleep(Duration::from_millis(1));
+        settle(&mut mirror);
+        let rp_filter = |name: &str| {
+            let ifindex = mirror_link(&mirror, name).cast_signed();
+            mirror.state().conf(Family::V4, ifindex, Netconf::RP_FILTER)
+        };
+        assert_eq!((rp_filter("va"), rp_filter("vc")), (1, 0));
+        assert_eq!(mirror.counters().corrections, 0);
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_a_route_follows_its_nexthop_object_that_becomes_a_blackhole_or_a_next_hop() {
+    in_netns(|| {
+        ports();
+        run("ip nexthop add id 1 blackhole");
+        run("ip nexthop add id 2 via 10.0.1.9 dev vc");
+        run("ip nexthop add id 10 group 1");
+        run("ip route add 10.1.0.0/16 nhid 1");
+        run("ip route add 10.2.0.0/16 nhid 10");
+        let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
+        let iif = mirror_link(&mirror, "va");
+        let questions = [[10, 1, 0, 1], [10, 2, 0, 1]].map(|dst| Question {
+            dst: dst.into(),
+            from: [10, 98, 0, 5].into(),
+            iif,
+            mark: 0,
+        });
+        for line in [
+            "ip nexthop replace id 1 via 10.0.1.8 dev vc",
+            "ip nexthop replace id 1 blackhole",
+            "ip nexthop replace id 10 group 2",
+            "ip nexthop replace id 10 group 1",
+        ] {
+            run(line);
+            // What is not known yet is the kernel's.
+            mirror.process().expect("process");
+            same_answers(&mirror, &questions).expect(line);
+            settle(&mut mirror);
+            assert_answers(&mut mirror, &questions);
+            assert_equals_kernel(&mut mirror);
+        }
+        assert_eq!(mirror.counters().corrections, 0);
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_a_multipath_route_whose_first_next_hop_has_expired_is_left_to_the_kernel() {
+    in_netns(|| {
+        ports();
+        let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
+        run("ip -6 route add 2001:db8:5::/48 via 2001:db8::2 expires 1");
+        run("ip -6 route append 2001:db8:5::/48 via 2001:db8:1::2");
+        run("ip -6 route add unreachable 2001:db8::/32");
+        let question = Question {
+            dst: "2001:db8:5::1".parse().expect("an address"),
+            from: "2001:db8:98::5".parse().expect("an address"),
+            iif: mirror_link(&mirror, "va"),
+            mark: 0,
+        };
+        settle(&mut mirror);
+        assert_answers(&mut mirror, &[question]);
+        std::thread::sleep(Duration::from_millis(1500));
+        let is_left = |mirror: &Mirror| match same_answers(mirror, &[question])?.len() {
+            1 => Ok(()),
+            _ => Err("it is looked up here".to_owned()),
+        };
+        eventually(&mut mirror, is_left).expect("left to the kernel");
     });
 }
