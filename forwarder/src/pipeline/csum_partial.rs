@@ -1,43 +1,56 @@
-//! Partial TCP and UDP checksums, as in frames from veth and similar devices.
+//! Partial checksums, as in frames from veth and similar devices.
 //!
 //! With checksum offload the sender leaves the folded, uncomplemented sum of the pseudo-header in the
 //! field (CHECKSUM_PARTIAL). The kernel records this in the skb; AF_XDP passes only the packet's octets.
 //! Therefore, on a port where this can happen, a field that holds exactly that sum is treated as partial,
 //! unless the checksum is already correct, which happens by chance once in 65,536 and then needs no
-//! completion.
+//! completion. The field of SCTP, whose checksum is a CRC, holds 0 instead.
 //!
-//! ICMP errors quote the packet with its partial checksum, as the kernel does. Not recognised: checksums
-//! of packets inside a tunnel, and SCTP checksums.
+//! The partial checksum may be that of a packet in a tunnel (`encap`): the sender has computed the checksums outside it as
+//! they are when it is completed (local checksum offload).
+//!
+//! ICMP errors quote the packet with its partial checksum, as the kernel does.
 
+use super::encap;
 use super::headers::{Iphdr, Ipv6hdr};
 use crate::skb::{IpSummed, SkBuff};
 use crate::wire::checksum::{
     fold, is_valid, ones_complement_sum, pseudo_header_v4, pseudo_header_v6,
 };
-use crate::wire::ipv6_ext::is_ext_header;
 use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol, ipv6};
 
-/// Position of a transport checksum and the octets it covers.
+/// Offset of the checksum in an SCTP header, octets.
+const SCTP_CHECK: usize = 8;
+
+/// Position of a transport checksum and the octets it covers. Offsets are from the network header, octets.
 struct Checksum {
-    /// Offset of the transport header from the network header, octets.
+    /// Of the transport header.
     transport: usize,
-    /// Offset of the end of the packet from the network header, octets.
+    /// Of the end of the packet.
     end: usize,
-    /// Offset of the checksum field from the network header, octets.
+    /// Of the checksum field.
     field: usize,
-    pseudo_header: u32,
-    udp: bool,
+    kind: Kind,
 }
 
-/// Marks an IPv4 packet whose transport checksum is partial. For other packets one comparison of the
-/// field is enough.
+/// How a checksum is computed.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// That of TCP and UDP.
+    Internet { pseudo_header: u32, is_udp: bool },
+    /// That of SCTP (RFC 9260 §6.8).
+    Crc32c,
+}
+
+/// Marks an IPv4 packet that has a partial checksum. For TCP one comparison of the field is enough, for UDP also one of its
+/// payload.
 #[inline]
 pub(super) fn recognise4(skb: &mut SkBuff, iph: &Iphdr) {
     let header_len = usize::from(iph.header_len);
     let len = iph.tot_len.saturating_sub(u16::from(iph.header_len));
     let (src, dst) = (iph.saddr.into(), iph.daddr.into());
     let partial_value = || fold(pseudo_header_v4(src, dst, iph.protocol, len));
-    if field_of(iph.protocol).is_some_and(|field| holds(skb, header_len + field, partial_value)) {
+    if may_be_partial(skb, iph.protocol, header_len, partial_value) {
         recognise(skb);
     }
 }
@@ -47,12 +60,22 @@ pub(super) fn recognise4(skb: &mut SkBuff, iph: &Iphdr) {
 pub(super) fn recognise6(skb: &mut SkBuff, hdr: &Ipv6hdr) {
     let len = hdr.len.saturating_sub(ipv6::HEADER_LEN) as u32;
     let partial_value = || fold(pseudo_header_v6(hdr.saddr, hdr.daddr, hdr.next_header, len));
-    let maybe = match field_of(hdr.next_header) {
-        Some(field) => holds(skb, ipv6::HEADER_LEN + field, partial_value),
-        None => is_ext_header(hdr.next_header),
-    };
-    if maybe {
+    if may_be_partial(skb, hdr.next_header, ipv6::HEADER_LEN, partial_value) {
         recognise(skb);
+    }
+}
+
+#[inline]
+fn may_be_partial(
+    skb: &SkBuff,
+    protocol: Protocol,
+    transport: usize,
+    partial_value: impl FnOnce() -> u16,
+) -> bool {
+    match field_of(protocol) {
+        Some(field) if holds(skb, transport + field, partial_value) => true,
+        Some(_) => protocol == Protocol::UDP && encap::may_be_udp_tunnel(skb, transport),
+        None => encap::may_have_transport(protocol),
     }
 }
 
@@ -74,75 +97,171 @@ fn holds(skb: &SkBuff, at: usize, value: impl FnOnce() -> u16) -> bool {
 
 #[cold]
 fn recognise(skb: &mut SkBuff) {
-    let Some(checksum) = find(skb) else { return };
-    if holds(skb, checksum.field, || fold(checksum.pseudo_header))
-        && !is_valid(checksum.pseudo_header + sum(skb, &checksum))
-    {
-        skb.ip_summed = IpSummed::Partial;
-    }
+    let found = find(skb);
+    skb.ip_summed = match found {
+        None => IpSummed::None,
+        Some((Checksum { kind: Kind::Internet { .. }, .. }, 0)) => IpSummed::Partial,
+        Some(_) => IpSummed::PartialOther,
+    };
 }
 
-/// `skb_checksum`: the sum of the octets that the checksum covers, in all buffers of the packet.
-fn sum(skb: &SkBuff, checksum: &Checksum) -> u32 {
-    let covered = checksum.end - checksum.transport;
-    let (mut sum, mut at) = (0, 0);
-    for slice in skb.slices(skb.network_offset() + checksum.transport, covered) {
-        let part = ones_complement_sum(slice);
-        // A slice that begins at an odd octet has the octets of its words swapped (RFC 1071 §2(B)).
-        sum += if at % 2 == 0 { part } else { u32::from((part as u16).swap_bytes()) };
-        at += slice.len();
+/// The partial checksum of a packet, and in how many tunnels it is.
+fn find(skb: &SkBuff) -> Option<(Checksum, usize)> {
+    let (mut network, mut end) = (0, skb.network_header().len() + skb.data_len());
+    for depth in 0..=encap::DEPTH_MAX {
+        let head = skb.network_header();
+        let (protocol, transport, its_end, kind) = transport_of(head, network)?;
+        // A packet in a tunnel ends with it; what follows the outermost one is padding.
+        if its_end > end {
+            return None;
+        }
+        end = its_end;
+        if let Some((field, kind)) = kind {
+            let checksum = Checksum { transport, end, field, kind };
+            if checksum.is_whole(skb) && checksum.is_partial(skb) {
+                return Some((checksum, depth));
+            }
+        }
+        network = encap::inner(head, protocol, transport)?;
     }
-    sum
+    None
+}
+
+/// Of the packet whose IP header is at `network` in `head`: protocol, offset of the transport header, end, and field and kind
+/// of its checksum.
+#[expect(clippy::type_complexity, reason = "taken apart at once")]
+fn transport_of(
+    head: &[u8],
+    network: usize,
+) -> Option<(Protocol, usize, usize, Option<(usize, Kind)>)> {
+    let packet = head.get(network..)?;
+    let (protocol, offset, len, pseudo_header) = match packet.first()? >> 4 {
+        4 => {
+            let ipv4 = Ipv4Packet::new_checked(packet).ok().filter(|ipv4| !ipv4.is_fragment())?;
+            let (src, dst, protocol) = (ipv4.src_addr(), ipv4.dst_addr(), ipv4.protocol());
+            let len = usize::from(ipv4.total_len());
+            let covered = len.checked_sub(ipv4.header_len())?;
+            let pseudo_header = pseudo_header_v4(src, dst, protocol, covered as u16);
+            (protocol, ipv4.header_len(), len, pseudo_header)
+        }
+        6 => {
+            let ipv6 = Ipv6Packet::new_checked(packet).ok()?;
+            let upper = ipv6.upper_layer().ok().filter(|upper| upper.fragment.is_none())?;
+            let len = ipv6.total_len();
+            let covered = len.checked_sub(upper.offset)? as u32;
+            let (src, dst) = (ipv6.src_addr(), ipv6.dst_addr());
+            let pseudo_header = pseudo_header_v6(src, dst, upper.protocol, covered);
+            (upper.protocol, upper.offset, len, pseudo_header)
+        }
+        _ => return None,
+    };
+    let transport = network + offset;
+    let kind = match (protocol, field_of(protocol)) {
+        (Protocol::SCTP, _) => Some((transport + SCTP_CHECK, Kind::Crc32c)),
+        (_, Some(field)) => {
+            let is_udp = protocol == Protocol::UDP;
+            Some((transport + field, Kind::Internet { pseudo_header, is_udp }))
+        }
+        _ => None,
+    };
+    Some((protocol, transport, network + len, kind))
+}
+
+impl Checksum {
+    /// Length of the field, octets.
+    fn field_len(&self) -> usize {
+        match self.kind {
+            Kind::Internet { .. } => 2,
+            Kind::Crc32c => 4,
+        }
+    }
+
+    /// Whether the packet has the field and all octets that it covers.
+    fn is_whole(&self, skb: &SkBuff) -> bool {
+        let (head, field_end) = (skb.network_header().len(), self.field + self.field_len());
+        field_end <= self.end.min(head) && self.end <= head + skb.data_len()
+    }
+
+    fn is_partial(&self, skb: &SkBuff) -> bool {
+        match self.kind {
+            Kind::Internet { pseudo_header, .. } => {
+                holds(skb, self.field, || fold(pseudo_header))
+                    && !is_valid(pseudo_header + self.sum(skb))
+            }
+            Kind::Crc32c => {
+                skb.network_chunk_at(self.field) == Some(&[0; 4]) && self.crc32c(skb) != 0
+            }
+        }
+    }
+
+    /// `skb_checksum`: the sum of the octets that the checksum covers, in all buffers of the packet.
+    fn sum(&self, skb: &SkBuff) -> u32 {
+        let (mut sum, mut at) = (0, 0);
+        for slice in self.covered(skb) {
+            let part = ones_complement_sum(slice);
+            // A slice that begins at an odd octet has the octets of its words swapped (RFC 1071 §2(B)).
+            sum += if at % 2 == 0 { part } else { u32::from((part as u16).swap_bytes()) };
+            at += slice.len();
+        }
+        sum
+    }
+
+    /// The CRC of the octets that it covers, of which its own field is 0.
+    fn crc32c(&self, skb: &SkBuff) -> u32 {
+        self.covered(skb).fold(0, crc32c::crc32c_append)
+    }
+
+    fn covered<'s>(&self, skb: &'s SkBuff) -> impl Iterator<Item = &'s [u8]> {
+        skb.slices(skb.network_offset() + self.transport, self.end - self.transport)
+    }
+
+    /// What belongs into the field.
+    fn value(&self, skb: &SkBuff) -> [u8; 4] {
+        let mut octets = [0; 4];
+        match self.kind {
+            // The field holds the sum of the pseudo-header.
+            Kind::Internet { is_udp, .. } => {
+                let value = match !fold(self.sum(skb)) {
+                    // RFC 768: zero would mean that there is no checksum (CSUM_MANGLED_0).
+                    0 if is_udp => 0xffff,
+                    value => value,
+                };
+                octets[..2].copy_from_slice(&value.to_be_bytes());
+            }
+            // RFC 9260 appendix A: the CRC is sent with the octets in this order.
+            Kind::Crc32c => octets = self.crc32c(skb).to_le_bytes(),
+        }
+        octets
+    }
 }
 
 /// `skb_checksum_help`: completes a partial checksum; does nothing to other packets.
 #[inline]
 pub(super) fn skb_checksum_help(skb: &mut SkBuff) {
-    if skb.ip_summed == IpSummed::Partial {
+    if skb.ip_summed != IpSummed::None {
         complete(skb);
     }
 }
 
 #[cold]
 fn complete(skb: &mut SkBuff) {
-    skb.ip_summed = IpSummed::None;
-    let Some(checksum) = find(skb) else { return };
-    // The field holds the sum of the pseudo-header.
-    let mut value = !fold(sum(skb, &checksum));
-    if checksum.udp && value == 0 {
-        // RFC 768: zero would mean that there is no checksum (CSUM_MANGLED_0).
-        value = 0xffff;
-    }
-    let packet = skb.network_header_mut();
-    if let Some(field) = packet.get_mut(checksum.field..checksum.field + 2) {
-        field.copy_from_slice(&value.to_be_bytes());
-    }
-}
-
-/// The checksum of a packet that is a whole TCP segment or UDP datagram.
-fn find(skb: &SkBuff) -> Option<Checksum> {
-    let packet = skb.network_header();
-    let (transport, end, protocol, pseudo_header) = match packet.first()? >> 4 {
-        4 => {
-            let ipv4 = Ipv4Packet::new_checked(packet).ok().filter(|ipv4| !ipv4.is_fragment())?;
-            let (src, dst, protocol) = (ipv4.src_addr(), ipv4.dst_addr(), ipv4.protocol());
-            let end = usize::from(ipv4.total_len());
-            let len = end.checked_sub(ipv4.header_len())?;
-            let pseudo_header = pseudo_header_v4(src, dst, protocol, len as u16);
-            (ipv4.header_len(), end, protocol, pseudo_header)
+    let summed = std::mem::take(&mut skb.ip_summed);
+    let checksum = match summed {
+        // Found by what it was when the packet was received: hook functions may have changed the field since.
+        IpSummed::Partial => {
+            let found = transport_of(skb.network_header(), 0);
+            let checksum = found.and_then(|(_, transport, end, kind)| {
+                let (field, kind) = kind?;
+                Some(Checksum { transport, end, field, kind })
+            });
+            checksum.filter(|checksum| checksum.is_whole(skb))
         }
-        6 => {
-            let ipv6 = Ipv6Packet::new_checked(packet).ok()?;
-            let upper = ipv6.upper_layer().ok().filter(|upper| upper.fragment.is_none())?;
-            let end = ipv6.total_len();
-            let len = end.checked_sub(upper.offset)? as u32;
-            let (src, dst) = (ipv6.src_addr(), ipv6.dst_addr());
-            let pseudo_header = pseudo_header_v6(src, dst, upper.protocol, len);
-            (upper.offset, end, upper.protocol, pseudo_header)
-        }
-        _ => return None,
+        _ => find(skb).map(|(checksum, _)| checksum),
     };
-    let (field, udp) = (transport + field_of(protocol)?, protocol == Protocol::UDP);
-    let is_there = field + 2 <= end.min(packet.len()) && end <= packet.len() + skb.data_len();
-    is_there.then_some(Checksum { transport, end, field, pseudo_header, udp })
+    let Some(checksum) = checksum else { return };
+    let value = checksum.value(skb);
+    let (field, len) = (checksum.field, checksum.field_len());
+    if let Some(field) = skb.network_header_mut().get_mut(field..field + len) {
+        field.copy_from_slice(&value[..len]);
+    }
 }

@@ -37,6 +37,7 @@ mod burst_routes;
 mod csum_partial;
 mod ctx;
 mod dst;
+mod encap;
 mod eth_input;
 mod exit;
 mod flow_cache;

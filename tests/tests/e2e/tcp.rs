@@ -129,3 +129,46 @@ fn tcp_finds_a_smaller_mtu_on_the_path() -> Result<()> {
     }
     ferroute.forwarded_all_itself()
 }
+
+/// The hosts' ends of a tunnel through the router, with addresses of both families inside.
+fn vxlan(lab: &Lab, left: &str, right: &str, options: &str) -> Result<()> {
+    for (host, local, remote, last) in [(&lab.left, left, right, 1), (&lab.right, right, left, 2)] {
+        let ends = format!("local {local} remote {remote} dstport 4789");
+        host.run(&format!("ip link add vx0 mtu 1400 type vxlan id 42 {ends} {options}"))?;
+        host.run("ip link set vx0 up")?;
+        host.run(&format!("ip addr add 192.0.2.{last}/24 dev vx0"))?;
+        host.run(&format!("ip addr add 2001:db8:f::{last}/64 dev vx0 nodad"))?;
+    }
+    Ok(())
+}
+
+/// Segments inside have partial checksums, with and without a checksum of the tunnel.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn tcp_between_veth_hosts_passes_tunnels() -> Result<()> {
+    for offload in ["off", "on"] {
+        for (left, right, options) in [
+            (LEFT4, RIGHT4, "noudpcsum"),
+            (LEFT4, RIGHT4, "udpcsum"),
+            (LEFT6, RIGHT6, "noudp6zerocsumtx"),
+        ] {
+            let lab = Lab::up()?;
+            let args = ["--offload", offload];
+            let more = ["--offload-threshold", "1"];
+            let args = if offload == "on" { [args, more].concat() } else { args.to_vec() };
+            let ferroute = Ferroute::start_with(&lab, &args)?;
+            vxlan(&lab, left, right, options)?;
+            for (from, to, address) in [
+                (&lab.left, &lab.right, "192.0.2.2"),
+                (&lab.right, &lab.left, "192.0.2.1"),
+                (&lab.left, &lab.right, "2001:db8:f::2"),
+            ] {
+                carry(from, to, address, 300_000).with_context(|| {
+                    format!("{address} in {left}, {options}, offload {offload}")
+                })?;
+            }
+            ferroute.forwarded_all_itself()?;
+        }
+    }
+    Ok(())
+}

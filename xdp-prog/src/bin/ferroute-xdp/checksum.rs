@@ -1,5 +1,6 @@
 //! Transport checksums of offloaded packets: updated where addresses and ports are rewritten, and completed where they
-//! are partial (`pipeline/csum_partial.rs` of the forwarder).
+//! are partial (`pipeline/csum_partial.rs` of the forwarder). On ports with partial checksums, tunnels and SCTP are left to
+//! userspace, which completes those of the packets inside, and CRCs.
 //!
 //! Sums are of 16-bit words in memory order: they do not depend on the byte order (RFC 1071 §2(B)).
 
@@ -10,11 +11,18 @@ use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_csum_diff, programs::Xd
 use xdp_prog::offload::fold;
 
 use crate::offload::header_mut;
-use crate::steer::{IPPROTO_TCP, IPPROTO_UDP, header};
+use crate::steer::{IPPROTO_TCP, IPPROTO_UDP, UdpHdr, header};
 
 /// Offsets of the checksum in a TCP and in a UDP header, octets.
 const TCP_CHECK: usize = 16;
 const UDP_CHECK: usize = 6;
+/// Protocols whose packets contain others, or have another checksum.
+const IPPROTO_IPIP: u8 = 4;
+const IPPROTO_IPV6: u8 = 41;
+const IPPROTO_GRE: u8 = 47;
+const IPPROTO_SCTP: u8 = 132;
+/// Length of the headers of VXLAN and Geneve, without options, octets.
+const TUNNEL_LEN: usize = 8;
 /// CSUM_MANGLED_0: of a UDP checksum, 0 means that there is none.
 const CSUM_MANGLED_0: u16 = 0xffff;
 
@@ -75,9 +83,29 @@ pub fn check_for(
     }
     match packet.protocol {
         IPPROTO_TCP => check_at::<TCP_CHECK>(ctx, offset, packet, addresses),
-        IPPROTO_UDP => check_at::<UDP_CHECK>(ctx, offset, packet, addresses),
+        IPPROTO_UDP => {
+            let check = check_at::<UDP_CHECK>(ctx, offset, packet, addresses)?;
+            // The checksum of a packet inside may be the partial one.
+            let is_left = packet.is_maybe_partial && is_udp_tunnel(ctx, offset);
+            if is_left { None } else { Some(check) }
+        }
+        IPPROTO_IPIP | IPPROTO_IPV6 | IPPROTO_GRE | IPPROTO_SCTP if packet.is_maybe_partial => None,
         _ => Some(NewCheck::NONE),
     }
+}
+
+/// Whether the UDP datagram whose header is at `offset` begins as that of a VXLAN or Geneve tunnel does
+/// (`pipeline/encap.rs` of the forwarder).
+#[inline(always)]
+fn is_udp_tunnel(ctx: &XdpContext, offset: usize) -> bool {
+    let Some(header) = header::<[u8; TUNNEL_LEN]>(ctx, offset + size_of::<UdpHdr>()) else {
+        return false;
+    };
+    let is_vxlan = header[0] & 0x7b == 0x08 && header[1] & !0x48 == 0;
+    let is_geneve = header[0] < 0x40
+        && header[1] & 0x3f == 0
+        && matches!([header[2], header[3]], [0x65, 0x58] | [0x08, 0] | [0x86, 0xdd]);
+    header[7] == 0 && (is_vxlan || is_geneve)
 }
 
 /// `AT`: the offset of the checksum in the transport header, octets.
