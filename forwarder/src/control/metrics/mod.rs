@@ -2,7 +2,7 @@
 //!
 //! - [`reading`]: what is read of the daemon;
 //! - [`catalog`]: every metric, with its meaning; [`samples`]: a reading as samples; [`text`]: samples as text;
-//! - [`view`]: a reading as JSON, for the page;
+//! - [`page`]: the page; [`view`]: a reading as JSON, which it shows;
 //! - [`listen`]: the socket; [`server`]: the HTTP server.
 //!
 //! The server has one thread, and a second one that reads. It gets its data as other clients do, from the last snapshot of
@@ -11,6 +11,7 @@
 
 pub mod catalog;
 pub mod listen;
+mod page;
 pub mod reading;
 pub mod samples;
 pub mod server;

@@ -30,6 +30,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Mutex, Notify};
 
 use super::listen::{Listener, MetricsSocket};
+use super::page;
 use super::samples::{ServerCounts, samples};
 use super::text::{self, Texts, wants_openmetrics};
 use super::view::Overview;
@@ -287,8 +288,15 @@ async fn answer(request: &Request<Incoming>, shared: &Arc<Shared>) -> Response<F
         return refused;
     }
     let path = request.uri().path();
+    if path == "/" {
+        let html = Bytes::from_static(page::HTML.as_bytes());
+        let mut page = response(StatusCode::OK, "text/html; charset=utf-8", html);
+        page.headers_mut().insert(header::CONTENT_SECURITY_POLICY, page::POLICY.clone());
+        page.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        return page;
+    }
     if !matches!(path, "/metrics" | "/api/v1/overview") {
-        return text(StatusCode::NOT_FOUND, "There are /metrics and /api/v1/overview.\n");
+        return text(StatusCode::NOT_FOUND, "There are /, /metrics and /api/v1/overview.\n");
     }
     let Some(current) = shared.current().await else {
         return text(StatusCode::SERVICE_UNAVAILABLE, "The daemon is stopping.\n");
