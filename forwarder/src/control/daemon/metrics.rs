@@ -154,9 +154,13 @@ fn by_way(counts: &xdp_prog::QueueCounters) -> QueueReading {
 
 /// The counters of rules, those with names, and how many are left out. Of a rule with several, the first.
 fn counters(nft: &Nft) -> (Vec<RuleCount>, Vec<RuleCount>, u64) {
-    let (mut rules, mut objects, mut left_out) = (Vec::new(), Vec::new(), 0);
+    let (mut rules, mut objects) = (Vec::new(), Vec::new());
     let mut seen = HashSet::new();
-    for (number, place) in nft.program().counters().iter().enumerate() {
+    let places = nft.program().counters();
+    for (number, place) in places.iter().enumerate() {
+        if seen.len() >= RULES_MAX {
+            return (rules, objects, (places.len() - number) as u64);
+        }
         let (chain, name, list) = match &place.kind {
             CounterKind::Rule { chain, handle, .. } => {
                 (chain.as_str(), handle.to_string(), &mut rules)
@@ -164,10 +168,6 @@ fn counters(nft: &Nft) -> (Vec<RuleCount>, Vec<RuleCount>, u64) {
             CounterKind::Object(name) => ("", name.clone(), &mut objects),
         };
         if !seen.insert((place.table.as_str(), chain, name.clone())) {
-            continue;
-        }
-        if seen.len() > RULES_MAX {
-            left_out += 1;
             continue;
         }
         list.push(RuleCount {
@@ -178,7 +178,7 @@ fn counters(nft: &Nft) -> (Vec<RuleCount>, Vec<RuleCount>, u64) {
             kernel: (place.packets, place.octets),
         });
     }
-    (rules, objects, left_out)
+    (rules, objects, 0)
 }
 
 fn conntrack() -> Option<Conntrack> {

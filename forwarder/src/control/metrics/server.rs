@@ -339,7 +339,95 @@ fn names_this_machine(host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
+
     use super::*;
+    use crate::control::metrics::Reading;
+
+    /// Counts its readings, each of which takes a while.
+    #[derive(Default)]
+    struct Counted(AtomicU64);
+
+    impl Source for Counted {
+        fn read(&self) -> Reading {
+            self.0.fetch_add(1, Relaxed);
+            thread::sleep(Duration::from_millis(50));
+            Reading::default()
+        }
+    }
+
+    fn served() -> (tempfile::TempDir, PathBuf, Arc<Counted>, MetricsServer) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("m.sock");
+        let socket = MetricsSocket::open(&MetricsAddr::Unix(path.clone())).expect("opens");
+        let source = Arc::new(Counted::default());
+        let server = MetricsServer::serve(socket, Arc::clone(&source) as Arc<dyn Source>);
+        (dir, path, source, server.expect("starts"))
+    }
+
+    fn ask(path: &PathBuf, request: &str) -> String {
+        let mut stream = UnixStream::connect(path).expect("connects");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
+        stream.write_all(request.as_bytes()).expect("writes");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("an answer");
+        text
+    }
+
+    #[test]
+    fn clients_at_the_same_time_share_a_reading() {
+        let (_dir, path, source, server) = served();
+        let begun = Instant::now();
+        thread::scope(|scope| {
+            for _ in 0..100 {
+                scope.spawn(|| {
+                    let text = ask(&path, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+                    assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+                    assert!(text.contains("\nferroute_metrics_readings_total "), "{text}");
+                });
+            }
+        });
+        let most = begun.elapsed().div_duration_f64(READING_INTERVAL) as u64 + 1;
+        let readings = source.0.load(Relaxed);
+        assert!((1..=most).contains(&readings), "{readings} readings, at most {most}");
+        drop(server);
+        assert!(UnixStream::connect(&path).is_err(), "it still listens");
+    }
+
+    #[test]
+    fn a_request_has_one_answer_and_head_has_no_body() {
+        let (_dir, path, source, _server) = served();
+        let head = ask(&path, "HEAD / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\n\r\n");
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+        assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
+        for (request, status) in [
+            ("GET /metrics/ HTTP/1.1\r\n\r\n", 404),
+            ("POST /metrics HTTP/1.1\r\nContent-Length: 0\r\n\r\n", 405),
+            ("nonsense\r\n\r\n", 400),
+        ] {
+            let text = ask(&path, request);
+            assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {text}");
+        }
+        assert_eq!(source.0.load(Relaxed), 0, "none of these needs a reading");
+        let overview = ask(&path, "GET /api/v1/overview HTTP/1.0\r\n\r\n");
+        assert!(overview.ends_with("\r\n\r\nnull"), "nothing is known yet: {overview}");
+    }
+
+    #[test]
+    fn silent_clients_are_disconnected_for_new_ones() {
+        let (_dir, path, _source, _server) = served();
+        let silent: Vec<_> = (0..CONNECTIONS_MAX * 2)
+            .map(|_| UnixStream::connect(&path).expect("connects"))
+            .collect();
+        let begun = Instant::now();
+        let text = ask(&path, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+        // Otherwise they would be waited for.
+        assert!(begun.elapsed() < REQUEST_TIME_MAX, "{:?}", begun.elapsed());
+        drop(silent);
+    }
 
     #[test]
     fn names_of_other_machines_are_refused() {
