@@ -241,6 +241,31 @@ fn promtool_finds_nothing_in_a_scrape() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
+fn a_large_ruleset_has_a_bounded_number_of_series() -> Result<()> {
+    if by_kernel() {
+        return Ok(());
+    }
+    let lab = Lab::up()?;
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("ruleset");
+    let rules: String = (1..=1500).map(|port| format!("udp dport {port} counter\n")).collect();
+    let chain = format!("type filter hook forward priority 0; policy accept;\n{rules}");
+    std::fs::write(&path, format!("table ip fw {{\nchain f {{\n{chain}}}\n}}\n"))?;
+    lab.router.run(&format!("nft -f {}", path.display()))?;
+    let _ferroute = Ferroute::start_with(&lab, &["--metrics"])?;
+    ping_all(&lab.left, &format!("-c 3 -i 0.02 -W 5 {RIGHT4}"))?;
+    let samples = scrape(&lab)?;
+    let of_workers = |name: &&String| {
+        name.starts_with("ferroute_rule_packets_total{") && name.contains("\"workers\"")
+    };
+    let series = samples.keys().filter(of_workers).count();
+    ensure!(series == 1000, "{series} series of rules");
+    ensure!(of(&samples, "ferroute_left_out_series{of=\"rules\"}")? == 500, "{samples:?}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
 fn clients_that_are_silent_slow_or_send_too_much_only_lose_their_connection() -> Result<()> {
     if by_kernel() {
         return Ok(());
