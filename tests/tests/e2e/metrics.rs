@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ferroute_tests::ferroute::by_kernel;
+use ferroute_tests::freeze::StoppedThread;
 use ferroute_tests::http::{self, Answer, samples};
 use ferroute_tests::lab::addr::{RIGHT4, RIGHT6};
 use ferroute_tests::ping::{ping, ping_all};
@@ -375,6 +376,38 @@ fn a_thousand_scrapes_at_once_cost_a_few_readings() -> Result<()> {
     ensure!(report.lost() == 0, "{report:?}\n{}", ferroute.account());
     ferroute.forwarded_all_itself()?;
     ferroute.terminate()
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_stalled_thread_is_seen_in_scrapes_and_does_not_delay_them() -> Result<()> {
+    if by_kernel() {
+        return Ok(());
+    }
+    let lab = Lab::up()?;
+    let ferroute = Ferroute::start_with(&lab, &["--metrics"])?;
+    let pid = ferroute.pid().context("no process")?;
+    for (thread, metric) in [
+        ("fr-worker0", "ferroute_worker_heartbeat_age_seconds{worker=\"0\"}"),
+        ("ferroute", "ferroute_control_turn_age_seconds"),
+    ] {
+        let age = || -> Result<f64> {
+            let begun = Instant::now();
+            let samples = scrape(&lab)?;
+            ensure!(begun.elapsed() < ANSWER_TIME_MAX, "a scrape took {:?}", begun.elapsed());
+            Ok(*samples.get(metric).with_context(|| format!("no {metric}"))?)
+        };
+        ensure!(eventually(|| age().is_ok_and(|age| age < 1.0)), "{thread}: {:?}", age());
+        let stopped = StoppedThread::stop(pid, thread)?;
+        thread::sleep(Duration::from_secs(3));
+        let stalled = age()?;
+        ensure!(stalled > 2.0, "{thread} is stopped, and {metric} is {stalled}");
+        // Counters that it does not write itself are there all the same.
+        ensure!(of(&scrape(&lab)?, "ferroute_port_up{port=\"rt-left\"}")? == 1);
+        drop(stopped);
+        ensure!(eventually(|| age().is_ok_and(|age| age < 1.0)), "{thread}: {:?}", age());
+    }
+    Ok(())
 }
 
 #[test]
