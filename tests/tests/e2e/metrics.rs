@@ -402,8 +402,10 @@ fn a_stalled_thread_is_seen_in_scrapes_and_does_not_delay_them() -> Result<()> {
         thread::sleep(Duration::from_secs(3));
         let stalled = age()?;
         ensure!(stalled > 2.0, "{thread} is stopped, and {metric} is {stalled}");
-        // Counters that it does not write itself are there all the same.
-        ensure!(of(&scrape(&lab)?, "ferroute_port_up{port=\"rt-left\"}")? == 1);
+        let samples = scrape(&lab)?;
+        ensure!(of(&samples, "ferroute_forwarding")? == 0, "{samples:?}");
+        ensure!(of(&samples, "ferroute_warnings")? == 1, "{samples:?}");
+        ensure!(of(&samples, "ferroute_port_up{port=\"rt-left\"}")? == 1);
         drop(stopped);
         ensure!(eventually(|| age().is_ok_and(|age| age < 1.0)), "{thread}: {:?}", age());
     }

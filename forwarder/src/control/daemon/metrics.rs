@@ -11,10 +11,11 @@ use anyhow::Result;
 
 use super::flow_list::{CONNECTIONS, FlowSource};
 use super::relay::Relay;
-use super::snapshot::{PortView, Snapshot};
+use super::snapshot::{PortView, STALLED_AFTER, Snapshot};
 use crate::control::api::flow_filter::FlowFilter;
 use crate::control::api::listen::Listening;
 use crate::control::api::server::Server;
+use crate::control::api::{State, StatusReport};
 use crate::control::conntrack::Sysctls;
 use crate::control::metrics::reading::{
     Conntrack, Heartbeats, NotOffloaded, PortReading, QueueReading, RuleCount,
@@ -66,18 +67,19 @@ impl Sockets {
 impl Source for Relay {
     fn read(&self) -> Reading {
         let snapshot = self.view.snapshot();
+        let heartbeats = self.heartbeats(&snapshot);
         let drops = snapshot.drops();
         let (rules, objects, rules_left_out) =
             snapshot.nft.as_deref().map(counters).unwrap_or_default();
         Reading {
-            status: Some(snapshot.status.clone()),
+            status: Some(with_stalls(snapshot.status.clone(), &heartbeats)),
             uptime: snapshot.started.elapsed(),
             stat: snapshot.stat_shared(),
             drops: drops.drops,
             punts: drops.punts,
             latency: self.view.measured(&snapshot),
             ports: self.port_readings(&snapshot),
-            heartbeats: self.heartbeats(&snapshot),
+            heartbeats,
             rules,
             objects,
             rules_left_out,
@@ -139,6 +141,26 @@ impl Relay {
     }
 }
 
+/// Adds what the control thread cannot know: that it, or a worker, is stalled. Their texts do not change while they are, so
+/// that each is one series.
+fn with_stalls(mut status: StatusReport, heartbeats: &Heartbeats) -> StatusReport {
+    let is_stalled = |age: &Option<Duration>| age.is_some_and(|age| age >= STALLED_AFTER);
+    let before = status.warnings.len();
+    if is_stalled(&heartbeats.turn) {
+        let seconds = STALLED_AFTER.as_secs();
+        let text = format!(
+            "control thread: no turn for more than {seconds} s; ports and tables are as of then"
+        );
+        status.warnings.push(text);
+    }
+    let workers = heartbeats.workers.iter().enumerate().filter(|(_, age)| is_stalled(age));
+    status.warnings.extend(workers.map(|(n, _)| format!("worker {n} does not answer")));
+    if status.state == State::Forwarding && status.warnings.len() > before {
+        status.state = State::Degraded;
+    }
+    status
+}
+
 fn by_way(counts: &xdp_prog::QueueCounters) -> QueueReading {
     let mut queue = QueueReading::default();
     for (reason, count) in xdp_prog::Reason::ALL.iter().zip(counts) {
@@ -193,4 +215,42 @@ fn xfrm_stat() -> Vec<(String, u64)> {
         Some((name.to_owned(), count.trim().parse().ok()?))
     };
     text.lines().filter_map(counter).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::api::MirrorStatus;
+
+    #[test]
+    fn a_stalled_thread_is_a_warning_and_the_state_is_degraded() {
+        let status = || StatusReport {
+            state: State::Forwarding,
+            pid: 1,
+            version: String::new(),
+            driver: String::new(),
+            uptime_seconds: 0,
+            ports: Vec::new(),
+            workers: Vec::new(),
+            mirror: MirrorStatus::default(),
+            carried_flows: None,
+            offloaded_flows: None,
+            ipsec_policies: None,
+            ipsec_sas: None,
+            warnings: vec!["IPv6 forwarding is off on eth0".into()],
+        };
+        let (short, long) = (Some(Duration::from_millis(20)), Some(Duration::from_secs(3)));
+        let heartbeats =
+            |turn, workers: [_; 2]| Heartbeats { turn, control: turn, workers: workers.into() };
+        let fine = with_stalls(status(), &heartbeats(short, [short, None]));
+        assert_eq!((fine.state, fine.warnings.len()), (State::Forwarding, 1));
+        let worker = with_stalls(status(), &heartbeats(short, [short, long]));
+        assert_eq!(
+            (worker.state, worker.warnings[1].as_str()),
+            (State::Degraded, "worker 1 does not answer")
+        );
+        let control = with_stalls(status(), &heartbeats(long, [short, short]));
+        assert_eq!(control.state, State::Degraded);
+        assert!(control.warnings[1].starts_with("control thread: no turn for more than 1 s"));
+    }
 }

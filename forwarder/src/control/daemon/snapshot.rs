@@ -30,7 +30,7 @@ use crate::worker::WorkerHandle;
 use crate::worker::poll::PollMode;
 
 /// The control thread has a turn every 100 ms; after this long without one, `status` reports it.
-const STALLED_AFTER: Duration = Duration::from_secs(1);
+pub(super) const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// The list of what is not mirrored may take a fifth of the time. With many routes, making it may take
 /// milliseconds.
 const UNMIRRORED_REST: u32 = 4;
