@@ -14,6 +14,7 @@ pub mod conversation;
 pub mod counters;
 pub mod ferroute;
 pub mod freeze;
+pub mod http;
 pub mod lab;
 pub mod netns;
 pub mod packet;

@@ -2,7 +2,7 @@
 //!
 //! `wire, hash_table → skb, stats → fib · neigh · ipsec · capture → trace → tables → netfilter → pipeline →
 //! io → worker → histogram → control → load → cli`. Within `control`: `netlink, process → netdev · nftables ·
-//! conntrack · xfrm → mirror, firewall → steering → config → api → daemon, doctor, offline`. The files of `pipeline`
+//! conntrack · xfrm → mirror, firewall → steering → config → api → metrics → daemon, doctor, offline`. The files of `pipeline`
 //! also have layers. Modules of one layer do not use each other. Tests inside a module may use anything, and so may `lib.rs` and
 //! `main.rs`, which only assemble the program.
 
@@ -30,13 +30,14 @@ const LAYERS: [&[&str]; 13] = [
 ];
 
 /// The layers of `control`.
-const CONTROL_LAYERS: [&[&str]; 7] = [
+const CONTROL_LAYERS: [&[&str]; 8] = [
     &["netlink", "process"],
     &["netdev", "nftables", "conntrack", "xfrm"],
     &["mirror", "firewall"],
     &["steering"],
     &["config"],
     &["api"],
+    &["metrics"],
     &["daemon", "doctor", "offline"],
 ];
 

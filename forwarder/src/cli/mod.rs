@@ -319,6 +319,9 @@ mod tests {
             "run -i eth0 --poll interrupt",
             "run -i eth0 --driver af_xdp",
             "run -i eth0 --driver xsk-rs",
+            "run --metrics -i eth0",
+            "run -i eth0 --metrics [::1]:9112",
+            "run -i eth0 --metrics unix:/run/ferroute/metrics.sock",
         ] {
             let words = std::iter::once("ferroute").chain(line.split(' '));
             Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -341,6 +344,7 @@ mod tests {
             "latency --port-pair eth0",
             "run -i eth0 --poll often",
             "run -i eth0 --driver dpdk",
+            "run -i eth0 --metrics 9112",
             "run -i eth0 --poll busy --busy-budget 0",
             "run -i eth0 --poll busy --busy-budget 65536",
             "xfrm",

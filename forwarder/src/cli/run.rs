@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::{Global, Usage};
+use crate::control::config::metrics::{METRICS_DEFAULT, MetricsAddr};
 use crate::control::config::offload::{OffloadFlags, OffloadMode};
 use crate::control::config::{Config, CpuList, Mode, RunFlags, RunOptions};
 use crate::io::DriverKind;
@@ -31,6 +32,7 @@ const EXAMPLE: &str = r#"Example of a FILE:
   worker_timeout_ms = 250
   control_timeout_ms = 1000
   ignore_firewall = false
+  metrics = "127.0.0.1:9112" # or "unix:PATH"; without it there is none
   runtime_dir = "/run/ferroute"
   control = "/run/ferroute/control.sock"
 
@@ -142,6 +144,10 @@ pub struct RunArgs {
     /// Start even if a firewall would be bypassed; IPsec policies are ignored, too.
     #[arg(long)]
     ignore_firewall: bool,
+    /// Serve metrics (OpenMetrics, for Prometheus) and a page with live figures over HTTP, at ADDR:PORT or at a unix
+    /// socket, unix:PATH. Whoever can connect can read them [default without an address: 127.0.0.1:9112].
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = METRICS_DEFAULT)]
+    metrics: Option<MetricsAddr>,
 }
 
 impl RunArgs {
@@ -176,6 +182,7 @@ impl RunArgs {
             control_timeout_ms: self.control_timeout,
             account: self.account,
             ignore_firewall: self.ignore_firewall,
+            metrics: self.metrics.clone(),
             runtime_dir: global.runtime_dir.clone(),
             control: global.control.clone(),
         };

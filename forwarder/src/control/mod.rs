@@ -1,7 +1,7 @@
 //! The control side: follows the kernel, controls the workers, and answers the command line.
 //!
 //! Each module uses only those to its left (`tests/tests/layers.rs`):
-//! `netlink, process → netdev, nftables, conntrack, xfrm → mirror, firewall → steering → config → api → daemon, doctor, offline`.
+//! `netlink, process → netdev, nftables, conntrack, xfrm → mirror, firewall → steering → config → api → metrics → daemon, doctor, offline`.
 
 pub mod api;
 pub mod config;
@@ -9,6 +9,7 @@ pub mod conntrack;
 pub mod daemon;
 pub mod doctor;
 pub mod firewall;
+pub mod metrics;
 pub mod mirror;
 pub mod netdev;
 pub mod netlink;

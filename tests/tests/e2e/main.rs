@@ -26,6 +26,7 @@ mod latency;
 mod left;
 mod life;
 mod load;
+mod metrics;
 mod mtu;
 mod names;
 mod nat;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use ferroute_tests::ferroute::ended;
 use ferroute_tests::lab::addr::{RIGHT4, RIGHT6};
 use ferroute_tests::ping::ping_all;
-use ferroute_tests::{Ferroute, Lab, eventually, ferroute, threads};
+use ferroute_tests::{Ferroute, Lab, eventually, ferroute, http, threads};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -227,8 +227,13 @@ fn a_device_that_only_root_can_open_is_named() -> Result<()> {
 #[ignore = "needs root: run by scripts/test"]
 fn root_drops_privileges_that_a_running_daemon_does_not_need() -> Result<()> {
     let lab = Lab::up()?;
-    let mut ferroute = Ferroute::start(&lab)?;
+    let mut ferroute = Ferroute::start_with(&lab, &["--metrics"])?;
     let Some(pid) = ferroute.pid() else { return Ok(()) };
+    // The thread that reads for the metrics server exists from the first scrape on.
+    http::get(&lab.router, "127.0.0.1:9112", "/metrics", &[])?;
+    for name in ["fr-metrics", "fr-metrics-read"] {
+        threads::find(pid, name)?;
+    }
     confined(pid)?;
     // Also for a thread that serves a client.
     let command = ferroute.command(&["status"]);

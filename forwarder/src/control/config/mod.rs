@@ -20,6 +20,7 @@
 //! worker_timeout_ms = 250    # after which a silent worker's queues are left to the kernel
 //! control_timeout_ms = 1000  # after which everything is left to the kernel
 //! ignore_firewall = false
+//! metrics = "127.0.0.1:9112" # or "unix:PATH"; without it there is no metrics server
 //! runtime_dir = "/run/ferroute"
 //! control = "/run/ferroute/control.sock"
 //! ```
@@ -33,6 +34,7 @@ mod error;
 mod file;
 pub mod interfaces;
 pub mod ipnet;
+pub mod metrics;
 pub mod offload;
 pub mod static_network;
 pub mod timeouts;
@@ -48,6 +50,7 @@ pub use self::cpus::CpuList;
 pub use self::error::{ConfigError, Located};
 pub use self::file::Config;
 use self::interfaces::{Interfaces, check_word};
+use self::metrics::MetricsAddr;
 use self::offload::{OffloadFlags, OffloadMode, OffloadOptions};
 use self::timeouts::Timeouts;
 use crate::control::process::runtime_dir;
@@ -123,6 +126,8 @@ pub struct RunOptions {
     pub timeouts: Timeouts,
     /// Start even if a firewall would be bypassed.
     pub ignore_firewall: bool,
+    /// Where metrics are served; `None`: nowhere.
+    pub metrics: Option<MetricsAddr>,
     /// The directory of the daemon's own files; `None`: no usable one.
     pub runtime_dir: Option<RuntimeDir>,
     /// The control socket.
@@ -172,6 +177,8 @@ pub struct RunFlags {
     pub account: bool,
     /// `--ignore-firewall`; a flag cannot disable it.
     pub ignore_firewall: bool,
+    /// `--metrics`.
+    pub metrics: Option<MetricsAddr>,
     /// `--runtime-dir`.
     pub runtime_dir: Option<PathBuf>,
     /// `--control` or FERROUTE_CONTROL.
@@ -249,6 +256,7 @@ impl RunOptions {
             account: flags.account,
             timeouts,
             ignore_firewall: flags.ignore_firewall || file.ignore_firewall.unwrap_or(false),
+            metrics: flags.metrics.or(file.metrics),
             control: control.unwrap_or_else(|| runtime_dir::socket_in(&runtime_dir.path)),
             runtime_dir: Some(runtime_dir),
         })
@@ -296,6 +304,8 @@ pub struct RunSection {
     pub control_timeout_ms: Option<Spanned<u32>>,
     /// Start even if a firewall would be bypassed.
     pub ignore_firewall: Option<bool>,
+    /// Where metrics are served.
+    pub metrics: Option<MetricsAddr>,
     /// The directory of the daemon's own files.
     pub runtime_dir: Option<PathBuf>,
     /// The control socket.
@@ -439,7 +449,7 @@ mod tests {
         assert_eq!(
             error("[run]\nqueue = 2\n"),
             "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `max_ports`, `mode`, `driver`, `poll`, \
-             `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `offload`, `offload_threshold`, `offload_flows`, `worker_timeout_ms`, `control_timeout_ms`, `ignore_firewall`, `runtime_dir`, `control`"
+             `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `offload`, `offload_threshold`, `offload_flows`, `worker_timeout_ms`, `control_timeout_ms`, `ignore_firewall`, `metrics`, `runtime_dir`, `control`"
         );
         assert_eq!(
             error("[walk]\n"),
@@ -467,6 +477,11 @@ mod tests {
             error("[run]\ncpus = \"0-3,x\"\n"),
             "r.toml:2:8: `x` in `0-3,x`: expected CPU numbers and ranges like 0-3,5"
         );
+        assert_eq!(
+            error("[run]\nmetrics = \"9112\"\n"),
+            "r.toml:2:11: `9112` is not an address to listen at, expected ADDR:PORT as 127.0.0.1:9112 or [::1]:9112, or \
+             unix:PATH"
+        );
     }
 
     #[test]
@@ -488,7 +503,8 @@ mod tests {
     #[test]
     fn flags_override_the_file() {
         let file = run("[run]\ninterfaces = [\"a\", \"b\"]\nmode = \"copy\"\ncpus = [2, 0]\n\
-                        queues = 2\nlatency_sample = 0\nrx_ring = 512\ncontrol = \"/tmp/s\"\n");
+                        queues = 2\nlatency_sample = 0\nrx_ring = 512\ncontrol = \"/tmp/s\"\n\
+                        metrics = \"unix:m\"\n");
         let options = RunOptions::resolve(RunFlags::default(), Some(file.clone())).expect("right");
         assert_eq!(options.interfaces.named(), ["a", "b"]);
         assert_eq!((options.mode, options.queues), (Mode::Copy, Some(2)));
@@ -496,6 +512,7 @@ mod tests {
         assert_eq!(options.latency_sample, 0);
         assert_eq!(options.cpus.as_ref().map(CpuList::cpus), Some(&[2, 0][..]));
         assert_eq!(options.control, Path::new("/tmp/s"));
+        assert_eq!(options.metrics, Some(MetricsAddr::Unix("m".into())));
 
         let flags = RunFlags {
             interfaces: vec!["c".into()],
@@ -503,9 +520,11 @@ mod tests {
             queues: Some(1),
             latency_sample: Some(1),
             ignore_firewall: true,
+            metrics: Some(MetricsAddr::default()),
             ..RunFlags::default()
         };
         let options = RunOptions::resolve(flags, Some(file)).expect("right");
+        assert_eq!(options.metrics, Some(MetricsAddr::default()));
         assert_eq!(options.interfaces.named(), ["c"]);
         assert_eq!((options.mode, options.queues), (Mode::Generic, Some(1)));
         assert!(options.ignore_firewall);
@@ -550,6 +569,7 @@ mod tests {
         }
         let options = RunOptions::resolve(flags(&["a"]), None).expect("right");
         assert_eq!(options.latency_sample, LATENCY_SAMPLE_DEFAULT);
+        assert_eq!(options.metrics, None);
     }
 
     #[test]

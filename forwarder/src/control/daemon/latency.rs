@@ -38,7 +38,8 @@ impl View {
         loop {
             let baseline = self.baseline.load();
             let totals = snapshot.totals();
-            let report = snapshot.measured(&baseline, &totals);
+            let mut report = snapshot.measured(&baseline, &totals);
+            report.offloaded = snapshot.offloaded();
             if !reset {
                 return report;
             }
@@ -51,6 +52,11 @@ impl View {
                 return report;
             }
         }
+    }
+
+    /// What was measured since the last reset, without the share of offloaded packets.
+    pub(super) fn measured(&self, snapshot: &Snapshot) -> LatencyReport {
+        snapshot.measured(&self.baseline.load(), &snapshot.totals())
     }
 }
 
@@ -79,12 +85,17 @@ impl Snapshot {
             age_us: baseline.since.elapsed().as_micros() as u64,
             ports: self.listed().map(|port| port.ifname.clone()).collect(),
             pairs: totals.iter().map(since).filter(|pair| !pair.counts.is_empty()).collect(),
-            offloaded: self.offloads.as_ref().map(|offloads| {
-                let offloaded = offloads.received();
-                let workers = self.workers.iter().map(|worker| worker.stats.account(0, 0).received);
-                [offloaded, offloaded + workers.sum::<u64>()]
-            }),
+            offloaded: None,
         }
+    }
+
+    /// Packets that the XDP program has forwarded itself, and all.
+    fn offloaded(&self) -> Option<[u64; 2]> {
+        self.offloads.as_ref().map(|offloads| {
+            let offloaded = offloads.received();
+            let workers = self.workers.iter().map(|worker| worker.stats.account(0, 0).received);
+            [offloaded, offloaded + workers.sum::<u64>()]
+        })
     }
 }
 

@@ -16,6 +16,7 @@
 //! - [`relay`]: requests of the control socket, answered on their clients' threads;
 //! - [`snapshot`]: the state of this thread that clients see;
 //! - [`report`], [`links`], [`latency`], [`flow_report`], [`flow_list`]: the answers;
+//! - [`metrics`]: readings for the metrics server;
 //! - [`capture`]: copies of packets for clients; [`trace`], [`trace_report`]: the way of packets.
 
 mod capture;
@@ -27,6 +28,7 @@ mod flows;
 mod ipsec;
 mod latency;
 mod links;
+mod metrics;
 mod offload;
 mod ports;
 mod punter;
@@ -49,6 +51,7 @@ use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::flows::FlowFollower;
+use self::metrics::Sockets;
 use self::offload::Offloader;
 use self::ports::{Port, PortManager, Surroundings};
 use self::punter::Punter;
@@ -57,8 +60,6 @@ use self::sas::SaFollower;
 use self::snapshot::{Snapshot, View};
 use self::steering_state::SteeringState;
 use self::workers::WorkerSet;
-use crate::control::api::listen::Listening;
-use crate::control::api::server::Server;
 use crate::control::config::RunOptions;
 use crate::control::firewall::monitor::Monitor;
 use crate::control::firewall::ruleset::{Compiled, Followed, RulesetReader};
@@ -166,11 +167,11 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    /// `socket` is listening; `signals` were taken before any thread was started.
+    /// `sockets` are listening; `signals` were taken before any thread was started.
     fn start(
         mut options: RunOptions,
         signals: Arc<Signals>,
-        socket: Listening,
+        sockets: Sockets,
         own_hooks: Vec<NfHookOps>,
     ) -> Result<Supervisor> {
         let wakeup = Wakeup::new().context("cannot create an eventfd")?;
@@ -242,7 +243,7 @@ impl Supervisor {
         let matching = ports::matching(&supervisor.mirror, &supervisor.options);
         supervisor.ports.make_room(&supervisor.options, &matching);
         supervisor.ports.take_newcomers(&supervisor.options, &matching);
-        supervisor.clients.serve(Server::serve(socket, Arc::new(relay))?);
+        supervisor.clients.serve(sockets.serve(relay)?);
         match supervisor.begin() {
             Ok(()) => Ok(supervisor),
             Err(error) => {

@@ -15,12 +15,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
 
 use super::Supervisor;
 use super::links::DetailedLinks;
+use super::metrics::Servers;
 use super::snapshot::{Snapshot, Unmirrored, View};
 use crate::control::api::page::{Cursor, Page, longest_prefix, page};
 use crate::control::api::route_get::route_get;
 use crate::control::api::rows::{List, ListError, RowWriter};
 use crate::control::api::rules::Rules;
-use crate::control::api::server::{Answer, ControlHandler, Server};
+use crate::control::api::server::{Answer, ControlHandler};
 use crate::control::api::{Object, Request, Response, RouteGetRequest, ShowRequest, show};
 use crate::control::config::ipnet::IpNet;
 use crate::tables::{LOOPBACK_IFINDEX, Tables};
@@ -59,18 +60,18 @@ pub(super) struct Clients {
     pub(super) view: Arc<View>,
     pub(super) unmirrored: Unmirrored,
     /// `None`: clients cannot connect.
-    server: Option<Server>,
+    servers: Option<Servers>,
 }
 
 impl Clients {
     pub(super) fn new(asks: Receiver<Ask>, view: Arc<View>) -> Clients {
         let unmirrored = Unmirrored::default();
-        Clients { asks, asked: VecDeque::new(), view, unmirrored, server: None }
+        Clients { asks, asked: VecDeque::new(), view, unmirrored, servers: None }
     }
 
-    /// Keeps the server that clients connect to.
-    pub(super) fn serve(&mut self, server: Server) {
-        self.server = Some(server);
+    /// Keeps the servers that clients connect to.
+    pub(super) fn serve(&mut self, servers: Servers) {
+        self.servers = Some(servers);
     }
 
     /// Clients that wait for a page, and later ones, get an error.
@@ -82,7 +83,7 @@ impl Clients {
     pub(super) fn finish(&mut self) {
         self.view.captures.finish();
         self.view.traces.finish();
-        self.server = None;
+        self.servers = None;
     }
 }
 

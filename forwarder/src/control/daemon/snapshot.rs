@@ -21,7 +21,7 @@ use crate::control::mirror::state::Family;
 use crate::control::steering::QueueCounts;
 use crate::fib::Reader;
 use crate::io::Driver;
-use crate::io::af_xdp::BoundMode;
+use crate::io::af_xdp::{BoundMode, HeartbeatPage};
 use crate::netfilter::Hooks;
 use crate::netfilter::conntrack::FlowTable;
 use crate::netfilter::nft::{Nft, Tracking};
@@ -30,7 +30,7 @@ use crate::worker::WorkerHandle;
 use crate::worker::poll::PollMode;
 
 /// The control thread has a turn every 100 ms; after this long without one, `status` reports it.
-const STALLED_AFTER: Duration = Duration::from_secs(1);
+pub(super) const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// The list of what is not mirrored may take a fifth of the time. With many routes, making it may take
 /// milliseconds.
 const UNMIRRORED_REST: u32 = 4;
@@ -74,6 +74,8 @@ pub(super) struct Snapshot {
     pub(super) flows: Option<Arc<FlowTable>>,
     /// The flows that the XDP program forwards by itself, with `--offload`.
     pub(super) offloads: Option<Arc<Offloads>>,
+    /// The heartbeats of workers and of the control thread; `None`: there are none yet.
+    pub(super) heartbeats: Option<Arc<HeartbeatPage>>,
 }
 
 /// A port.
@@ -136,11 +138,15 @@ impl View {
         self.turned_ms.load(Relaxed) != 0
     }
 
-    /// How long the control thread has had no turn, if that is too long.
-    pub(super) fn stalled(&self) -> Option<Duration> {
+    /// How long the control thread has had no turn; `None`: it has not had any.
+    pub(super) fn turned_ago(&self) -> Option<Duration> {
         let turned = Some(self.turned_ms.load(Relaxed)).filter(|ms| *ms != 0)?;
-        let ago = self.started.elapsed().saturating_sub(Duration::from_millis(turned));
-        (ago >= STALLED_AFTER).then_some(ago)
+        Some(self.started.elapsed().saturating_sub(Duration::from_millis(turned)))
+    }
+
+    /// The same, if that is too long.
+    pub(super) fn stalled(&self) -> Option<Duration> {
+        self.turned_ago().filter(|ago| *ago >= STALLED_AFTER)
     }
 }
 
@@ -176,6 +182,7 @@ impl Snapshot {
             nft: None,
             flows: None,
             offloads: None,
+            heartbeats: None,
         }
     }
 
@@ -225,6 +232,7 @@ impl Supervisor {
             nft: self.hooks.nft().cloned(),
             flows: self.flows.as_ref().map(|flows| Arc::clone(flows.table())),
             offloads: self.offload.as_ref().map(|it| Arc::clone(it.offloads())),
+            heartbeats: Some(Arc::clone(self.steering_state.heartbeats())),
         };
         let worker = |(n, cpu): (usize, &Option<usize>)| WorkerStatus {
             worker: n as u32,

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use super::Supervisor;
+use super::metrics::Sockets;
 use crate::control::api::listen::listen;
 use crate::control::config::RunOptions;
+use crate::control::metrics::MetricsSocket;
 use crate::control::netdev::{irq, poll};
 use crate::control::process::signals::{Signals, StartGuard};
 use crate::control::process::{privilege, runtime_dir};
@@ -25,15 +27,17 @@ pub(super) fn start(
     hooks: Vec<NfHookOps>,
 ) -> Result<Supervisor> {
     prepare_runtime_dir(&mut options)?;
-    let socket = listen(&options.control)?;
+    let control = listen(&options.control)?;
+    let metrics = options.metrics.as_ref().map(MetricsSocket::open).transpose()?;
+    let sockets = Sockets { control, metrics };
     // From here on there is something to remove. Dropped when the start has ended, successfully or not.
-    let _guard = StartGuard::new(Arc::clone(&signals), socket.files.remover())?;
+    let _guard = StartGuard::new(Arc::clone(&signals), sockets.remover())?;
     if let Some(directory) = &options.runtime_dir {
         log_leftovers(poll::restore_leftovers(&directory.path), "for polling");
         log_leftovers(irq::restore_leftovers(&directory.path), "of interrupts");
     }
     privilege::confine(options.changes_interrupts())?;
-    Supervisor::start(options, signals, socket, hooks)
+    Supervisor::start(options, signals, sockets, hooks)
 }
 
 /// Creates and checks the runtime directory. An unusable directory is an error if the user named it or the

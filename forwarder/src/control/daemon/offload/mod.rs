@@ -239,9 +239,8 @@ impl Offloads {
         }
     }
 
-    /// Answers `stat`.
+    /// Answers `stat`, with what has been counted.
     pub(super) fn report(&self) -> OffloadReport {
-        self.count_all();
         let (stats, counts) = (&self.stats, &self.counts);
         let PacketAccount { received, sent, dropped, .. } = self.account();
         let drops = DropReason::ALL.iter().map(|drop| (drop.name(), stats.drop_count(*drop)));
