@@ -40,6 +40,7 @@ mod privilege;
 mod queues;
 mod refuse;
 mod rules;
+mod service;
 mod soak;
 mod sockets;
 mod stall;

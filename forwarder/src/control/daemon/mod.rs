@@ -15,6 +15,7 @@
 //! - [`punter`]: the thread that hands packets back to the kernel;
 //! - [`relay`]: requests of the control socket, answered on their clients' threads;
 //! - [`snapshot`]: the state of this thread that clients see;
+//! - [`service`]: what the service manager is told;
 //! - [`report`], [`links`], [`latency`], [`flow_report`], [`flow_list`]: the answers;
 //! - [`capture`]: copies of packets for clients; [`trace`], [`trace_report`]: the way of packets.
 
@@ -34,6 +35,7 @@ mod relay;
 mod report;
 mod ruleset;
 mod sas;
+mod service;
 mod snapshot;
 mod start;
 mod steering_state;
@@ -54,6 +56,7 @@ use self::ports::{Port, PortManager, Surroundings};
 use self::punter::Punter;
 use self::relay::{Clients, relay};
 use self::sas::SaFollower;
+use self::service::Service;
 use self::snapshot::{Snapshot, View};
 use self::steering_state::SteeringState;
 use self::workers::WorkerSet;
@@ -154,6 +157,7 @@ struct Supervisor {
     workers: WorkerSet,
     ports: PortManager,
     clients: Clients,
+    service: Service,
     /// When conditions without events were last checked.
     checked: Instant,
     /// The moment that the control thread's last heartbeat stands for.
@@ -230,6 +234,7 @@ impl Supervisor {
             workers: WorkerSet::default(),
             ports: PortManager::new(options.interfaces.named(), signals),
             clients: Clients::new(asks, view),
+            service: Service::from_environment(),
             checked: Instant::now(),
             beat: Instant::now(),
             caught_up: Instant::now(),
@@ -436,9 +441,11 @@ impl Supervisor {
             let is_current = self.mirror.is_current()
                 && self.are_flows_current(now_ns)
                 && self.are_sas_current(now_ns);
-            if is_followed && !self.unread && is_current {
+            let is_beating = is_followed && !self.unread && is_current;
+            if is_beating {
                 self.give_heartbeat(now, now_ns);
             }
+            self.notify_service(is_beating);
             self.workers.resolve_neighbours(&mut self.mirror)?;
             self.notice_refused_punts()?;
             self.answer_pages(ANSWER_BUDGET);
@@ -635,6 +642,7 @@ impl Supervisor {
     /// workers finish what they have. `current`: the tables are still known to match the kernel's.
     fn stop(&mut self, current: bool) {
         self.stopping = true;
+        self.service.stopping();
         self.publish();
         self.clients.refuse();
         if let Err(error) = self.steer() {
