@@ -109,7 +109,9 @@ impl Ferroute {
             true => &["--offload", "on", "--offload-threshold", "1"][..],
             false => &["--offload", "off"],
         };
-        let more = if args.contains(&"--offload") { &[] } else { offload };
+        // A file says what it is to be.
+        let is_set = args.contains(&"--offload") || args.contains(&"-c");
+        let more = if is_set { &[] } else { offload };
         let args = &[args, more].concat();
         let child = if by_kernel() { None } else { Some(place.spawn(args, variables, stderr)?) };
         Ok(Self { child, place, before })
@@ -329,7 +331,7 @@ impl Place {
     ) -> Result<Child> {
         let messages = File::options().create(true).append(true).open(self.messages())?;
         let mut args: Vec<&str> = std::iter::once("run").chain(args.iter().copied()).collect();
-        if !args.contains(&"--worker-timeout") {
+        if !args.contains(&"--worker-timeout") && !args.contains(&"-c") {
             args.extend(LONG_TIMEOUTS);
         }
         let mut command = self.command(&args);

@@ -39,6 +39,7 @@ mod polling;
 mod privilege;
 mod queues;
 mod refuse;
+mod reload;
 mod rules;
 mod service;
 mod soak;

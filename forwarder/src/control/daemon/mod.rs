@@ -13,6 +13,7 @@
 //! - [`ruleset`]: the nftables ruleset that the workers apply;
 //! - [`steering_state`]: which frames the XDP programs redirect to userspace;
 //! - [`punter`]: the thread that hands packets back to the kernel;
+//! - [`reload`]: the configuration file, read again;
 //! - [`relay`]: requests of the control socket, answered on their clients' threads;
 //! - [`snapshot`]: the state of this thread that clients see;
 //! - [`service`]: what the service manager is told;
@@ -32,6 +33,7 @@ mod offload;
 mod ports;
 mod punter;
 mod relay;
+mod reload;
 mod report;
 mod ruleset;
 mod sas;
@@ -55,6 +57,7 @@ use self::offload::Offloader;
 use self::ports::{Port, PortManager, Surroundings};
 use self::punter::Punter;
 use self::relay::{Clients, relay};
+use self::reload::Reloads;
 use self::sas::SaFollower;
 use self::service::Service;
 use self::snapshot::{Snapshot, View};
@@ -91,7 +94,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time that a turn may spend on answers to clients, after everything else.
 const ANSWER_BUDGET: Duration = Duration::from_millis(2);
 
-/// Runs until SIGTERM, SIGINT or SIGHUP.
+/// Runs until SIGTERM or SIGINT. SIGHUP has the configuration file read again; without one, it ends it as well.
 ///
 /// # Errors
 /// What prevents the start: privilege, interface, program, socket, firewall; each error has advice.
@@ -110,7 +113,8 @@ pub fn run_with_hooks(options: RunOptions, hooks: Vec<NfHookOps>) -> Result<()> 
     time_namespace::require_kernel_clock()?;
     privilege::require(limits::locked_least(ports, options.rx_ring, options.tx_ring))?;
     // Before any thread exists, so that every thread inherits them.
-    let signals = Arc::new(Signals::take()?);
+    let signals = if options.source.is_some() { Signals::take_with_reload } else { Signals::take };
+    let signals = Arc::new(signals()?);
     privilege::seal(options.changes_interrupts())?;
     let _log = Log::start().context("cannot start the thread that writes messages")?;
     let mut supervisor = match start::start(options, signals, hooks) {
@@ -158,6 +162,7 @@ struct Supervisor {
     ports: PortManager,
     clients: Clients,
     service: Service,
+    reloads: Reloads,
     /// When conditions without events were last checked.
     checked: Instant,
     /// The moment that the control thread's last heartbeat stands for.
@@ -210,7 +215,9 @@ impl Supervisor {
             mirror.qsbr().background_reader().context("no reader of the tables is left")?;
         let first = Snapshot::starting(&options);
         let view = Arc::new(View::new(mirror.published(), reader, first));
-        let (relay, asks) = relay(Arc::clone(&wakeup), Arc::clone(&view));
+        let source = options.source.clone();
+        let (relay, asks) = relay(Arc::clone(&wakeup), Arc::clone(&view), source);
+        let relay = Arc::new(relay);
         let reader_wakeup = Arc::clone(&wakeup);
         let ruleset = RulesetReader::start(move || reader_wakeup.wake())
             .context("cannot start the thread fr-nft")?;
@@ -235,6 +242,7 @@ impl Supervisor {
             ports: PortManager::new(options.interfaces.named(), signals),
             clients: Clients::new(asks, view),
             service: Service::from_environment(),
+            reloads: Reloads::new(Arc::clone(&relay), &options),
             checked: Instant::now(),
             beat: Instant::now(),
             caught_up: Instant::now(),
@@ -247,7 +255,7 @@ impl Supervisor {
         let matching = ports::matching(&supervisor.mirror, &supervisor.options);
         supervisor.ports.make_room(&supervisor.options, &matching);
         supervisor.ports.take_newcomers(&supervisor.options, &matching);
-        supervisor.clients.serve(Server::serve(socket, Arc::new(relay))?);
+        supervisor.clients.serve(Server::serve(socket, relay)?);
         match supervisor.begin() {
             Ok(()) => Ok(supervisor),
             Err(error) => {
@@ -449,6 +457,7 @@ impl Supervisor {
             self.workers.resolve_neighbours(&mut self.mirror)?;
             self.notice_refused_punts()?;
             self.answer_pages(ANSWER_BUDGET);
+            self.follow_reloads()?;
             self.notify_captures();
         }
         Ok(())
@@ -549,6 +558,7 @@ impl Supervisor {
         let mut fds = vec![PollFd::new(self.mirror.as_fd(), events)];
         fds.push(PollFd::new(self.wakeup.as_fd(), events));
         fds.push(PollFd::new(self.signals.as_fd(), events));
+        fds.extend(self.signals.hangup().map(|fd| PollFd::new(fd, events)));
         fds.extend(self.firewall.fds().map(|fd| PollFd::new(fd, events)));
         let due = self.firewall.due().min(self.mirror.next_tick());
         let due = due.saturating_duration_since(Instant::now());

@@ -35,6 +35,7 @@ pub(super) struct Service {
     /// Since when the ports were opened for the first time.
     opened: Option<Instant>,
     is_ready: bool,
+    is_reloading: bool,
     /// When the line of status was last made.
     status_made: Option<Instant>,
     /// When it last got a ping.
@@ -47,8 +48,27 @@ impl Service {
             notifier: Notifier::from_environment(),
             opened: None,
             is_ready: false,
+            is_reloading: false,
             status_made: None,
             pinged: None,
+        }
+    }
+
+    /// A reload begins, at `now_ns` of CLOCK_MONOTONIC.
+    pub(super) fn reloading(&mut self, now_ns: u64) {
+        if let Some(notifier) = self.notifier.as_mut().filter(|_| self.is_ready)
+            && !std::mem::replace(&mut self.is_reloading, true)
+        {
+            notifier.reloading(now_ns);
+        }
+    }
+
+    /// A reload has ended, with success or not.
+    pub(super) fn reloaded(&mut self) {
+        if std::mem::take(&mut self.is_reloading)
+            && let Some(notifier) = &mut self.notifier
+        {
+            notifier.ready();
         }
     }
 
