@@ -68,6 +68,7 @@ impl ControlHandler for Daemon {
             Request::Latency { .. } => Response::Latency(latency()),
             Request::Capture(request) => return capture(&request),
             Request::Trace(_) => Response::error("no packets here"),
+            Request::Reload => Response::error("refused, nothing changes"),
         };
         response.into()
     }
@@ -246,6 +247,53 @@ impl Lab {
     fn json(&self, line: &str) -> Value {
         serde_json::from_str(&self.text(line)).expect("JSON")
     }
+}
+
+#[test]
+fn configurations_are_checked_and_shown() {
+    let (lab, dir) = (Lab::new(), tempfile::tempdir().expect("a directory"));
+    let path = dir.path().join("f.toml");
+    let path = path.to_str().expect("a path");
+    let write = |text: &str| std::fs::write(path, text).expect("writes");
+    let default = lab.text("config default");
+    write(&default.replace("#interfaces = ", "interfaces = "));
+    assert_eq!(lab.text(&format!("config check {path}")), format!("{path}: valid\n"));
+    let shown = lab.text(&format!("config show -c {path} --mode copy"));
+    assert!(shown.starts_with("[run]\ninterfaces = [\"eth0\", \"lan*\"]\n"), "{shown}");
+    assert!(
+        shown.contains("\nmode = \"copy\"\n") && shown.contains("\nrx_ring = 2048\n"),
+        "{shown}"
+    );
+    // What is shown has the same effect.
+    write(&shown);
+    assert_eq!(lab.text(&format!("config show -c {path}")), shown);
+    let json = lab.json(&format!("config show -j -c {path}"));
+    assert_eq!((&json["run"]["mode"], &json["run"]["tx_ring"]), (&json!("copy"), &json!(2048)));
+    assert_eq!(
+        lab.json("config schema")["properties"]["run"]["properties"]["queues"]["maximum"],
+        256
+    );
+    for (text, message) in [
+        ("[run]\noffload_flow = 3\n", ":2:1: unknown field `offload_flow`"),
+        ("[run]\noffload_flow = 3\n", "; did you mean `offload_flows`?"),
+        ("[run]\nmode = \"zero-copy\"\n", "; did you mean `zerocopy`?"),
+        ("[run]\nmax_ports = 300\n", ":2:13: "),
+        ("[run]\nbusy_budget = 3\n", "--poll busy only"),
+        ("[runs]\n", "; did you mean `run`?"),
+    ] {
+        write(text);
+        let output = lab.run(&format!("config check {path}"));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{text}{said}");
+        assert!(said.contains(message) && said.contains("f.toml"), "{text}{said}");
+    }
+    write("[run]\nqueues = 1\n");
+    assert!(
+        lab.run(&format!("config check {path}")).status.success(),
+        "-i may name the interfaces"
+    );
+    assert_eq!(lab.run(&format!("config show -c {path}")).status.code(), Some(2));
+    assert_eq!(lab.run("reload").status.code(), Some(1));
 }
 
 #[test]

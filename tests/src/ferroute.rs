@@ -61,7 +61,7 @@ impl Ferroute {
     /// # Errors
     /// As for [`Ferroute::start`].
     pub fn start_saying_to(lab: &Lab, stderr: Stdio) -> Result<Self> {
-        let mut this = Self::launch_saying_to(&lab.router, &PORTS, Some(stderr))?;
+        let mut this = Self::launch_saying_to(&lab.router, &PORTS, &[], Some(stderr))?;
         this.wait_until_forwarding()?;
         Ok(this)
     }
@@ -81,10 +81,27 @@ impl Ferroute {
     /// # Errors
     /// When it cannot be started.
     pub fn launch(namespace: &Netns, args: &[&str]) -> Result<Self> {
-        Self::launch_saying_to(namespace, args, None)
+        Self::launch_with(namespace, args, &[])
     }
 
-    fn launch_saying_to(namespace: &Netns, args: &[&str], stderr: Option<Stdio>) -> Result<Self> {
+    /// As [`Ferroute::launch`], with more variables in its environment.
+    ///
+    /// # Errors
+    /// As for [`Ferroute::launch`].
+    pub fn launch_with(
+        namespace: &Netns,
+        args: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
+        Self::launch_saying_to(namespace, args, variables, None)
+    }
+
+    fn launch_saying_to(
+        namespace: &Netns,
+        args: &[&str],
+        variables: &[(&str, &str)],
+        stderr: Option<Stdio>,
+    ) -> Result<Self> {
         let place = Place { namespace: namespace.clone(), dir: tempfile::tempdir()? };
         let before = forwarded_by_kernel(namespace)?;
         // Not the default: where a test attaches a program to a host's port, flows would be offloaded by and by.
@@ -92,9 +109,11 @@ impl Ferroute {
             true => &["--offload", "on", "--offload-threshold", "1"][..],
             false => &["--offload", "off"],
         };
-        let more = if args.contains(&"--offload") { &[] } else { offload };
+        // A file says what it is to be.
+        let is_set = args.contains(&"--offload") || args.contains(&"-c");
+        let more = if is_set { &[] } else { offload };
         let args = &[args, more].concat();
-        let child = if by_kernel() { None } else { Some(place.spawn(args, stderr)?) };
+        let child = if by_kernel() { None } else { Some(place.spawn(args, variables, stderr)?) };
         Ok(Self { child, place, before })
     }
 
@@ -130,7 +149,7 @@ impl Ferroute {
     /// When it runs, ends successfully, or is ended by a signal or a panic.
     pub fn refusal(namespace: &Netns, args: &[&str]) -> Result<String> {
         let place = Place { namespace: namespace.clone(), dir: tempfile::tempdir()? };
-        let mut child = place.spawn(args, None)?;
+        let mut child = place.spawn(args, &[], None)?;
         let status = wait(&mut child, EVENT_TIMEOUT);
         if status.is_none() {
             end(&mut child);
@@ -304,13 +323,19 @@ impl Place {
     }
 
     /// `stderr`: instead of the file for its standard error.
-    fn spawn(&self, args: &[&str], stderr: Option<Stdio>) -> Result<Child> {
+    fn spawn(
+        &self,
+        args: &[&str],
+        variables: &[(&str, &str)],
+        stderr: Option<Stdio>,
+    ) -> Result<Child> {
         let messages = File::options().create(true).append(true).open(self.messages())?;
         let mut args: Vec<&str> = std::iter::once("run").chain(args.iter().copied()).collect();
-        if !args.contains(&"--worker-timeout") {
+        if !args.contains(&"--worker-timeout") && !args.contains(&"-c") {
             args.extend(LONG_TIMEOUTS);
         }
         let mut command = self.command(&args);
+        command.envs(variables.iter().copied());
         command.stdin(Stdio::null()).stdout(messages.try_clone()?);
         command.stderr(stderr.unwrap_or_else(|| messages.into()));
         command.spawn().with_context(|| format!("starting {}", binary().display()))

@@ -22,7 +22,7 @@ use ferroute::wire::{Ipv4Packet, Protocol};
 use ferroute::worker::clock::Clock;
 use ferroute::worker::poll::Parts;
 use ferroute::worker::slow_path::{Wakeup, slow_path};
-use ferroute::worker::{Liveness, Residence, Worker, WorkerHandle};
+use ferroute::worker::{HeartbeatTimeouts, Liveness, Residence, Worker, WorkerHandle};
 
 use super::full_table::{Random, SEED, covered, make_table, prefix4, prefix6};
 
@@ -163,7 +163,7 @@ pub fn worker_with_heartbeats<I: PacketIo>(
     const TIMEOUT: Duration = Duration::from_secs(3600);
     let (page, clock) = (HeartbeatPage::anonymous()?, Clock::start());
     page.beat_control(clock.monotonic_ns(0));
-    let (timeouts, hand_back) = ([TIMEOUT; 2], Arc::default());
+    let (timeouts, hand_back) = (HeartbeatTimeouts::new([TIMEOUT; 2]), Arc::default());
     let liveness = Liveness::new(page, [0], timeouts, clock, hand_back);
     let published = Arc::new(Published::new(Arc::new(tables)));
     let parts = parts(&published, &Qsbr::new(1), io, every)?;

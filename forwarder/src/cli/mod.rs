@@ -5,6 +5,7 @@
 mod bench;
 mod capture;
 mod completions;
+mod config;
 mod conntrack;
 mod daemon_stream;
 mod doctor;
@@ -14,6 +15,7 @@ mod latency;
 mod man;
 mod output;
 mod pktgen;
+mod reload;
 mod replay;
 mod route;
 mod rules;
@@ -34,6 +36,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::control::api::client::Client;
 use crate::control::api::{Family, Request, Response};
 use crate::control::config::ConfigError;
+use crate::control::config::source::SourceError;
 use crate::control::process::runtime_dir;
 use output::Output;
 
@@ -109,6 +112,10 @@ impl Global {
 enum Verb {
     /// Forward between interfaces in userspace until stopped.
     Run(RunArgs),
+    /// Have the daemon read its configuration file again, and show what has changed.
+    Reload(reload::ReloadArgs),
+    /// Check or show the configuration of `run`.
+    Config(config::ConfigArgs),
     /// Show whether packets are forwarded, on which ports and how.
     Status(status::StatusArgs),
     /// Show interfaces as the daemon knows them.
@@ -175,7 +182,8 @@ pub fn main() -> ExitCode {
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::last_words(format_args!("ferroute: {error:#}"));
-            let usage = error.is::<Usage>() || error.is::<ConfigError>();
+            let usage =
+                error.is::<Usage>() || error.is::<ConfigError>() || error.is::<SourceError>();
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }
@@ -185,6 +193,8 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
     use crate::control::api::Object;
     match verb {
         Verb::Run(args) => crate::control::daemon::run(args.options(global)?),
+        Verb::Reload(args) => reload::reload(global, args),
+        Verb::Config(args) => config::config(global, args),
         Verb::Status(args) => return status::status(global, args),
         Verb::Link(args) => args.show(global),
         Verb::Addr(args) => show::show(global, Object::Addr, args.words()),
@@ -253,6 +263,8 @@ mod tests {
             "trace",
             "xfrm",
             "doctor",
+            "config",
+            "reload",
         ] {
             assert!(help.contains(&format!("\n  {verb}")), "{verb} is not in\n{help}");
         }
@@ -317,6 +329,12 @@ mod tests {
             "doctor -i eth0 -i eth1 -j",
             "run -i eth0 --poll busy --busy-budget 8",
             "run -i eth0 --poll interrupt",
+            "reload -j",
+            "config check",
+            "config check a.toml",
+            "config show -c a.toml -i eth0 --mode copy -j",
+            "config default",
+            "config schema -p",
             "run -i eth0 --driver af_xdp",
             "run -i eth0 --driver xsk-rs",
             "run --metrics -i eth0",
@@ -343,6 +361,9 @@ mod tests {
             "flows show -p frobnicate",
             "latency --port-pair eth0",
             "run -i eth0 --poll often",
+            "config",
+            "config check a b",
+            "config show --mode fast",
             "run -i eth0 --driver dpdk",
             "run -i eth0 --metrics 9112",
             "run -i eth0 --poll busy --busy-budget 0",

@@ -8,7 +8,8 @@ use clap::Args;
 use super::{Global, Usage};
 use crate::control::config::metrics::{METRICS_DEFAULT, MetricsAddr};
 use crate::control::config::offload::{OffloadFlags, OffloadMode};
-use crate::control::config::{Config, CpuList, Mode, RunFlags, RunOptions};
+use crate::control::config::source::{DEFAULT_FILE, Source};
+use crate::control::config::{CpuList, Mode, RunFlags, RunOptions};
 use crate::io::DriverKind;
 use crate::worker::poll::PollMode;
 
@@ -35,7 +36,9 @@ const EXAMPLE: &str = r#"Example of a FILE:
   metrics = "127.0.0.1:9112" # or "unix:PATH"; without it there is none
   runtime_dir = "/run/ferroute"
   control = "/run/ferroute/control.sock"
+`ferroute config default` prints one with all keys.
 
+SIGHUP and `ferroute reload` have FILE read again; without -c, SIGHUP ends it.
 Ends with SIGINT or SIGTERM; from then on the kernel forwards."#;
 
 /// `--poll`.
@@ -156,13 +159,26 @@ impl RunArgs {
     /// # Errors
     /// When either is invalid.
     pub fn options(&self, global: &Global) -> Result<RunOptions> {
-        let file = self.config.as_deref().map(Config::load).transpose()?;
-        if file.as_ref().is_some_and(|config| !config.xfrm.is_empty()) {
-            let message = "the [xfrm] section of the file given with -c is for `replay`; `run` follows the \
-                           kernel's IPsec: use `ip xfrm` or an IKE daemon, and leave the section out";
-            return Err(Usage(message.to_owned()).into());
+        let flags = self.flags(global);
+        match &self.config {
+            Some(path) => Ok(Source::new(path, flags).read()?),
+            None => Ok(RunOptions::resolve(flags, None).map_err(Usage)?),
         }
-        let flags = RunFlags {
+    }
+
+    /// As [`RunArgs::options`], with the default file if neither a file nor an interface is given.
+    ///
+    /// # Errors
+    /// When either is invalid.
+    pub fn options_of_service(&self, global: &Global) -> Result<RunOptions> {
+        match self.config.is_none() && self.interfaces.is_empty() {
+            true => Ok(Source::new(DEFAULT_FILE.as_ref(), self.flags(global)).read()?),
+            false => self.options(global),
+        }
+    }
+
+    fn flags(&self, global: &Global) -> RunFlags {
+        RunFlags {
             interfaces: self.interfaces.clone(),
             max_ports: self.max_ports,
             mode: self.mode,
@@ -185,19 +201,18 @@ impl RunArgs {
             metrics: self.metrics.clone(),
             runtime_dir: global.runtime_dir.clone(),
             control: global.control.clone(),
-        };
-        let options = RunOptions::resolve(flags, file.and_then(|config| config.run));
-        Ok(options.map_err(Usage)?)
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::config::Config;
 
     #[test]
     fn the_example_in_the_help_is_right() {
-        let lines = EXAMPLE.lines().skip(1).take_while(|line| !line.is_empty());
+        let lines = EXAMPLE.lines().skip(1).take_while(|line| !line.starts_with('`'));
         let text: String = lines.map(|line| format!("{line}\n")).collect();
         let config = Config::parse(&text, "example".as_ref()).expect("is right");
         let options = RunOptions::resolve(RunFlags::default(), config.run).expect("is right");

@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
 
 use super::flow_cache::FlowCache;
 use super::frag_queue::{FragQueues, HELD_MAX};
@@ -118,7 +119,12 @@ impl PipelineState {
 
     /// Offers flows with `threshold` packets within a second between these ports to be offloaded. `seed`: random.
     #[must_use]
-    pub fn with_offload(self, ports: Arc<OffloadPorts>, threshold: u16, seed: u64) -> Self {
+    pub fn with_offload(
+        self,
+        ports: Arc<OffloadPorts>,
+        threshold: Arc<AtomicU16>,
+        seed: u64,
+    ) -> Self {
         PipelineState { offload: Offload::new(ports, threshold, seed), ..self }
     }
 

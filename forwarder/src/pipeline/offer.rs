@@ -274,7 +274,7 @@ mod tests {
                     &tables.fib6.infos[tables.fib6.tables[0].lookup(to.to_bits()) as usize]
                 }
             };
-            let mut meter = FlowMeter::new(1, 1);
+            let mut meter = FlowMeter::new(Arc::new(1.into()), 1);
             let may_be = |width| is_uniform(width, from, to, Some(sent_by), tables);
             let key = wide_key(from, to, &mut meter, 0, may_be).expect("it is due");
             (key.addresses().map(|address| address.to_string()), Width::of(key.protocol()))
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn an_entry_is_as_wide_as_what_had_enough_packets_or_wider() {
-        let mut meter = FlowMeter::new(64, 1);
+        let mut meter = FlowMeter::new(Arc::new(64.into()), 1);
         let mut width = |from: [u8; 4], to: [u8; 4], uniform: &[Width]| {
             let key =
                 wide_key(from.into(), to.into(), &mut meter, 0, |width| uniform.contains(&width));

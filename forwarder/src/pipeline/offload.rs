@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering::Relaxed};
 
 use smallvec::SmallVec;
 use xdp_prog::{FLOW_WORDS, VlanKey};
@@ -137,7 +137,7 @@ pub(super) struct On {
 
 impl Offload {
     /// Offers flows with `threshold` packets within about 8 seconds between these ports. `seed`: random.
-    pub fn new(ports: Arc<OffloadPorts>, threshold: u16, seed: u64) -> Offload {
+    pub fn new(ports: Arc<OffloadPorts>, threshold: Arc<AtomicU16>, seed: u64) -> Offload {
         let meter = FlowMeter::new(threshold, seed);
         let on = On { ports, meter, changes: 0, neigh_changes: 0, is_due: false, due: None };
         Offload { on: Some(on) }
@@ -186,7 +186,8 @@ impl Offload {
 pub(super) struct FlowMeter {
     /// Flow (upper half), window (16 bits), packets (16 bits). Only the worker writes them.
     places: Arc<[AtomicU64]>,
-    threshold: u16,
+    /// At least 1. Wo: the control thread.
+    threshold: Arc<AtomicU16>,
     pub seed: u64,
 }
 
@@ -194,27 +195,32 @@ pub(super) struct FlowMeter {
 const WINDOW_SHIFT: u32 = 33;
 
 impl FlowMeter {
-    pub fn new(threshold: u16, seed: u64) -> FlowMeter {
+    pub fn new(threshold: Arc<AtomicU16>, seed: u64) -> FlowMeter {
         let places = (0..PLACES).map(|_| AtomicU64::new(0)).collect();
-        FlowMeter { places, threshold: threshold.max(1), seed }
+        FlowMeter { places, threshold, seed }
+    }
+
+    #[inline]
+    fn threshold(&self) -> u16 {
+        self.threshold.load(Relaxed)
     }
 
     /// Reads the counts of this meter from other threads.
     pub fn reader(&self) -> MeterReader {
         let FlowMeter { places, threshold, seed } = self;
-        MeterReader { places: Arc::clone(places), threshold: *threshold, seed: *seed }
+        MeterReader { places: Arc::clone(places), threshold: Arc::clone(threshold), seed: *seed }
     }
 
     /// Counts a packet of the flow with this hash. Returns whether it has had as many in this window, and begins anew.
     #[inline]
     pub fn count(&mut self, hash: u64, now_ns: u64) -> bool {
-        self.reaches(self.threshold, hash, now_ns)
+        self.reaches(self.threshold(), hash, now_ns)
     }
 
     /// As [`FlowMeter::count`], of a flow that is carried.
     #[inline]
     fn count_carried(&mut self, hash: u64, now_ns: u64) -> bool {
-        self.reaches(self.threshold.min(THRESHOLD_CARRIED), hash, now_ns)
+        self.reaches(self.threshold().min(THRESHOLD_CARRIED), hash, now_ns)
     }
 
     #[inline]
@@ -254,7 +260,7 @@ fn place_of(hash: u64, window: u64) -> usize {
 #[derive(Debug, Clone)]
 pub struct MeterReader {
     places: Arc<[AtomicU64]>,
-    threshold: u16,
+    threshold: Arc<AtomicU16>,
     seed: u64,
 }
 
@@ -262,13 +268,13 @@ impl MeterReader {
     /// Packets of a carried flow, in this window and since it was last offered, and from how many on it is offered.
     /// `now_ns`: by the worker's clock.
     pub fn carried(&self, key: &FlowKey, now_ns: u64) -> (u16, u16) {
-        let threshold = self.threshold.min(THRESHOLD_CARRIED);
+        let threshold = self.threshold.load(Relaxed).min(THRESHOLD_CARRIED);
         (self.packets(key.hash(self.seed), now_ns), threshold)
     }
 
     /// The same of packets with the addresses of a key of [`Width`](xdp_prog::offload::Width).
     pub fn wide(&self, key: &FlowKey, now_ns: u64) -> (u16, u16) {
-        (self.packets(wide_hash(key, self.seed), now_ns), self.threshold)
+        (self.packets(wide_hash(key, self.seed), now_ns), self.threshold.load(Relaxed))
     }
 
     fn packets(&self, hash: u64, now_ns: u64) -> u16 {
@@ -291,18 +297,21 @@ mod tests {
 
     #[test]
     fn a_flow_is_due_with_its_packets_of_one_window() {
-        let mut meter = FlowMeter::new(64, 1);
+        let mut meter = FlowMeter::new(Arc::new(64.into()), 1);
         let hash = |n: u64| mix(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234);
         assert_eq!((0..128).filter(|_| meter.count(hash(1), 0)).count(), 2);
         // As many, but over two windows.
         assert!(!(0..40).any(|_| meter.count(hash(2), 1 << (WINDOW_SHIFT - 1))));
         assert!(!(0..40).any(|_| meter.count(hash(2), 1 << WINDOW_SHIFT)));
-        assert_eq!((0..3).filter(|_| FlowMeter::new(1, 1).count(hash(3), 0)).count(), 3);
+        assert_eq!(
+            (0..3).filter(|_| FlowMeter::new(Arc::new(1.into()), 1).count(hash(3), 0)).count(),
+            3
+        );
     }
 
     #[test]
     fn other_threads_read_what_a_worker_has_counted() {
-        let mut meter = FlowMeter::new(64, 9);
+        let mut meter = FlowMeter::new(Arc::new(64.into()), 9);
         let reader = meter.reader();
         let key = FlowKey::new([10, 0, 0, 1].into(), [192, 0, 2, 1].into(), 17, 1000, 53);
         for n in 1..=3 {
@@ -320,7 +329,7 @@ mod tests {
 
     #[test]
     fn many_flows_become_due_and_floods_of_single_packets_do_not() {
-        let mut meter = FlowMeter::new(64, 1);
+        let mut meter = FlowMeter::new(Arc::new(64.into()), 1);
         let hash = |n: u64| mix(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234);
         let mut due = std::collections::HashSet::new();
         for window in 0..8u64 {

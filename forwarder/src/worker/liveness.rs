@@ -8,7 +8,7 @@
 //! received packets in place until the tables are known to be current again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::clock::Clock;
@@ -27,41 +27,60 @@ pub enum Permission {
     Wait,
 }
 
+/// Ages at which heartbeats expire, in nanoseconds. Ro: workers; wo: the control thread.
+#[derive(Debug, Default)]
+pub struct HeartbeatTimeouts {
+    worker_ns: AtomicU64,
+    control_ns: AtomicU64,
+}
+
+impl HeartbeatTimeouts {
+    /// The first applies to workers' heartbeats, the second to the control thread's.
+    pub fn new(timeouts: [Duration; 2]) -> Arc<HeartbeatTimeouts> {
+        let this = Arc::new(HeartbeatTimeouts::default());
+        this.set(timeouts);
+        this
+    }
+
+    /// Sets both, as [`HeartbeatTimeouts::new`] does.
+    pub fn set(&self, timeouts: [Duration; 2]) {
+        let ns = |timeout: Duration| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
+        let [worker, control] = timeouts.map(ns);
+        self.worker_ns.store(worker, Ordering::Relaxed);
+        self.control_ns.store(control, Ordering::Relaxed);
+    }
+}
+
 /// A worker's side.
 #[derive(Debug)]
 pub struct Liveness {
     page: Arc<HeartbeatPage>,
     /// RX queues, of any port, that the worker serves.
     queues: Vec<usize>,
-    /// Age at which the control thread's heartbeat expires, in nanoseconds.
-    control_timeout_ns: u64,
-    /// Age at which other workers' heartbeats expire, in nanoseconds.
-    worker_timeout_ns: u64,
+    /// Of the control thread's heartbeat, and of those of other workers.
+    timeouts: Arc<HeartbeatTimeouts>,
     clock: Clock,
     /// Set by the control thread while packets must be punted; written before its heartbeat.
     hand_back: Arc<AtomicBool>,
 }
 
 impl Liveness {
-    /// The liveness of a worker that serves `queues`; of `timeouts`, the first applies to workers'
-    /// heartbeats, the second to the control thread's. Times are those of `clock`. While `hand_back` is
-    /// set, packets are punted.
+    /// The liveness of a worker that serves `queues`. Times are those of `clock`. While `hand_back` is set,
+    /// packets are punted.
     pub fn new(
         page: Arc<HeartbeatPage>,
         queues: impl IntoIterator<Item = usize>,
-        timeouts: [Duration; 2],
+        timeouts: Arc<HeartbeatTimeouts>,
         clock: Clock,
         hand_back: Arc<AtomicBool>,
     ) -> Liveness {
         let queues = queues.into_iter().collect();
-        let ns = |timeout: Duration| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
-        let [worker_timeout_ns, control_timeout_ns] = timeouts.map(ns);
-        Liveness { page, queues, control_timeout_ns, worker_timeout_ns, clock, hand_back }
+        Liveness { page, queues, timeouts, clock, hand_back }
     }
 
     /// Age at which a worker's heartbeat expires, in nanoseconds.
     pub fn worker_timeout_ns(&self) -> u64 {
-        self.worker_timeout_ns
+        self.timeouts.worker_ns.load(Ordering::Relaxed)
     }
 
     /// Writes the worker's heartbeat for `now_ns`. `targets`: the workers that send for this one.
@@ -87,7 +106,7 @@ impl Liveness {
         // A worker's first queue has the worker's number.
         workers.iter().all(|&worker| {
             let word = self.page.queue(worker);
-            word.is_some_and(|word| is_fresh(word, now_ns, self.worker_timeout_ns))
+            word.is_some_and(|word| is_fresh(word, now_ns, self.worker_timeout_ns()))
         })
     }
 
@@ -95,8 +114,9 @@ impl Liveness {
     #[inline]
     pub fn permission(&self, now_ns: u64, targets: &[usize]) -> Permission {
         let now_ns = self.clock.monotonic_ns(now_ns);
+        let control_ns = self.timeouts.control_ns.load(Ordering::Relaxed);
         // Reading the heartbeat makes visible what was published before it.
-        if !is_fresh(self.page.control(), now_ns, self.control_timeout_ns) {
+        if !is_fresh(self.page.control(), now_ns, control_ns) {
             Permission::Wait
         } else if self.hand_back.load(Ordering::Acquire) {
             Permission::HandBack(PuntReason::Filtered)
@@ -120,7 +140,8 @@ mod tests {
     use super::*;
 
     fn liveness(page: &Arc<HeartbeatPage>) -> Liveness {
-        let (queues, timeouts) = ([1, 3, 5_000], [50, 100].map(Duration::from_nanos));
+        let queues = [1, 3, 5_000];
+        let timeouts = HeartbeatTimeouts::new([50, 100].map(Duration::from_nanos));
         Liveness::new(Arc::clone(page), queues, timeouts, Clock::start(), Arc::default())
     }
 

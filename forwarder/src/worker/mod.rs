@@ -25,7 +25,7 @@ pub mod trace_handle;
 pub use ask::{CallTimeouts, NoAnswer};
 pub use handle::{Command, TapHandle, WorkerHandle};
 pub use handoff::Handoffs;
-pub use liveness::Liveness;
+pub use liveness::{HeartbeatTimeouts, Liveness};
 pub use poll::Worker;
 pub use residence::Residence;
 pub use slow_path::{NeighRequests, PuntQueue, SlowPath};

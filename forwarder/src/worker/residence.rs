@@ -17,6 +17,7 @@
 //! is a load and a store.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::clock::Stopwatch;
 use crate::pipeline::EGRESS;
@@ -26,7 +27,8 @@ use crate::stats::HdrCounters;
 /// Measurements of one worker; only the worker writes them, any thread may read.
 #[derive(Debug)]
 pub struct Residence {
-    every: u32,
+    /// 0 from the start to the end, or never. Ro: the worker; wo: the control thread.
+    every: AtomicU32,
     ports: usize,
     /// Indexed by in-port × ports + out-port.
     pairs: HdrCounters,
@@ -38,12 +40,25 @@ impl Residence {
     pub fn new(ports: u16, every: u32) -> Option<Residence> {
         let ports = usize::from(ports);
         let pairs = HdrCounters::new(if every == 0 { 0 } else { ports * ports })?;
-        Some(Residence { every, ports, pairs })
+        Some(Residence { every: AtomicU32::new(every), ports, pairs })
     }
 
     /// Measures nothing.
     pub fn off() -> Residence {
-        Residence { every: 0, ports: 0, pairs: HdrCounters::default() }
+        Residence { every: AtomicU32::new(0), ports: 0, pairs: HdrCounters::default() }
+    }
+
+    #[inline]
+    fn every(&self) -> u32 {
+        self.every.load(Relaxed)
+    }
+
+    /// Measures one frame in `every` from the next measured one on. Nothing changes if nothing is measured until now, for
+    /// which there is no memory, and if `every` is 0.
+    pub fn set_every(&self, every: u32) {
+        if every != 0 && self.every() != 0 {
+            self.every.store(every, Relaxed);
+        }
     }
 
     /// Measurements from one port to another: (index, count) as [`HdrCounters::counts`] returns them.
@@ -90,7 +105,7 @@ impl Sampler {
             found: Vec::with_capacity(EGRESS),
             residence,
         };
-        if sampler.residence.every > 0 {
+        if sampler.residence.every() > 0 {
             sampler.skip = sampler.distance() - 1;
         }
         sampler
@@ -101,7 +116,7 @@ impl Sampler {
     pub(super) fn choose(&mut self, burst: &mut [SkBuff]) {
         if self.skip < burst.len() {
             self.stamp(burst);
-        } else if self.residence.every > 0 {
+        } else if self.residence.every() > 0 {
             self.skip -= burst.len();
         }
     }
@@ -120,7 +135,7 @@ impl Sampler {
     /// Held frames may be sent now.
     #[inline]
     pub(super) fn arm(&mut self) {
-        self.armed = self.residence.every > 0;
+        self.armed = self.residence.every() > 0;
     }
 
     /// No measured frame is about to be sent.
@@ -163,7 +178,7 @@ impl Sampler {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        let range = 2 * u64::from(self.residence.every) - 1;
+        let range = 2 * u64::from(self.residence.every()) - 1;
         1 + (self.random % range) as usize
     }
 }
@@ -187,6 +202,16 @@ mod tests {
 
     fn count(sampler: &Sampler, iif: u16, oif: u16) -> u64 {
         sampler.residence.counts(iif, oif).iter().map(|(_, count)| count).sum()
+    }
+
+    #[test]
+    fn another_rate_takes_effect_while_frames_are_measured() {
+        let (sampler, off) = (sampler(1), Residence::off());
+        sampler.residence.set_every(1000);
+        off.set_every(1000);
+        assert_eq!((sampler.residence.every(), off.every()), (1000, 0));
+        sampler.residence.set_every(0);
+        assert_eq!(sampler.residence.every(), 1000, "there would be no next measured frame");
     }
 
     #[test]

@@ -11,7 +11,9 @@ use super::clock::{Clock, monotonic_ns};
 use super::handoff::{HandoffTx, Waker, channel};
 use super::poll::{Parts, PollMode, WorkerFrames};
 use super::slow_path::{PuntQueue, Wakeup, slow_path};
-use super::{CallTimeouts, Handoffs, Liveness, NoAnswer, Residence, Worker, WorkerHandle};
+use super::{
+    CallTimeouts, Handoffs, HeartbeatTimeouts, Liveness, NoAnswer, Residence, Worker, WorkerHandle,
+};
 use crate::capture::{Kind, Records, RingReader, Session, Wanted, ring};
 use crate::fib::qsbr::Qsbr;
 use crate::io::MemIo;
@@ -285,8 +287,13 @@ fn live_bench(
 ) -> (Bench, Arc<HeartbeatPage>, Arc<AtomicBool>) {
     let page = HeartbeatPage::anonymous().expect("memory");
     let (clock, hand_back) = (Clock::start(), Arc::default());
-    let liveness =
-        Liveness::new(Arc::clone(&page), [number], timeouts, clock, Arc::clone(&hand_back));
+    let liveness = Liveness::new(
+        Arc::clone(&page),
+        [number],
+        HeartbeatTimeouts::new(timeouts),
+        clock,
+        Arc::clone(&hand_back),
+    );
     (bench_with(FRAMES, Some(liveness), clock), page, hand_back)
 }
 

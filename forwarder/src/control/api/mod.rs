@@ -23,6 +23,7 @@ mod stat;
 pub mod trace;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -35,6 +36,7 @@ use self::flows::{
 };
 use crate::capture::Insn;
 use crate::control::config::ipnet::IpNet;
+use crate::control::config::reload::KeyChange;
 
 /// Incremented when a request or response changes its meaning.
 pub const API_VERSION: u32 = 1;
@@ -92,6 +94,8 @@ pub enum Request {
     },
     /// Copies of packets: answered with [`Response::Capture`], then the connection carries the [`capture`].
     Capture(CaptureRequest),
+    /// The configuration file is to be read again: answered with [`Response::Reload`].
+    Reload,
     /// The way of packets: answered with [`Response::Trace`], then the connection carries the [`trace`].
     Trace(trace::TraceRequest),
 }
@@ -268,6 +272,8 @@ pub enum Response {
     Capture(CaptureGrant),
     /// To [`Request::Trace`].
     Trace(trace::TraceGrant),
+    /// To [`Request::Reload`].
+    Reload(ReloadReport),
     /// The request failed.
     Error {
         /// What failed and why, for the user.
@@ -280,6 +286,17 @@ impl Response {
     pub fn error(message: impl std::fmt::Display) -> Response {
         Response::Error { message: message.to_string() }
     }
+}
+
+/// What a reload has changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// The file.
+    pub file: PathBuf,
+    /// Keys with another value than before.
+    pub changes: Vec<KeyChange>,
+    /// For the user to check.
+    pub warnings: Vec<String>,
 }
 
 /// A list, in the requested format.

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use super::RunSection;
 use super::error::{ConfigError, Located, line_and_column};
 use super::static_network::{ReplaySection, StaticNetwork};
+use super::suggest::with_suggestion;
 use super::xfrm::{StaticXfrm, XfrmSection, with_words_only, without_keys};
 
 /// Permissions of group and others.
@@ -69,6 +70,7 @@ impl Config {
                 true => with_words_only(&without_keys(&located.message)),
                 false => without_keys(&located.message),
             };
+            let message = with_suggestion(message);
             ConfigError::Invalid { path: path.to_owned(), line, column, message }
         };
         let sections: Sections = toml::from_str(text).map_err(|error| {

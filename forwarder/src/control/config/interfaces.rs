@@ -47,6 +47,12 @@ impl Interfaces {
         &self.named
     }
 
+    /// Names and patterns as they were given, names first.
+    pub fn words(&self) -> Vec<&str> {
+        let patterns = self.patterns.iter().map(Pattern::as_str);
+        self.named.iter().map(String::as_str).chain(patterns).collect()
+    }
+
     /// Whether there is neither a name nor a pattern.
     pub fn is_empty(&self) -> bool {
         self.named.is_empty() && self.patterns.is_empty()
@@ -88,9 +94,7 @@ impl Interfaces {
 /// In the form given.
 impl fmt::Display for Interfaces {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let patterns = self.patterns.iter().map(Pattern::as_str);
-        let words: Vec<&str> = self.named.iter().map(String::as_str).chain(patterns).collect();
-        f.write_str(&words.join(", "))
+        f.write_str(&self.words().join(", "))
     }
 }
 

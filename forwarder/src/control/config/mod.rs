@@ -30,13 +30,18 @@
 
 mod cpus;
 mod driver;
+pub mod effective;
 mod error;
 mod file;
 pub mod interfaces;
 pub mod ipnet;
+pub mod keys;
 pub mod metrics;
 pub mod offload;
+pub mod reload;
+pub mod source;
 pub mod static_network;
+mod suggest;
 pub mod timeouts;
 pub mod xfrm;
 
@@ -52,6 +57,7 @@ pub use self::file::Config;
 use self::interfaces::{Interfaces, check_word};
 use self::metrics::MetricsAddr;
 use self::offload::{OffloadFlags, OffloadMode, OffloadOptions};
+use self::source::Source;
 use self::timeouts::Timeouts;
 use crate::control::process::runtime_dir;
 use crate::io::DriverKind;
@@ -95,7 +101,7 @@ pub enum Mode {
 pub struct RunOptions {
     /// The ports, at least one.
     pub interfaces: Interfaces,
-    /// Maximum number of ports; with patterns only. `None`: the daemon chooses.
+    /// Maximum number of ports; with patterns or a file only. `None`: the daemon chooses.
     pub max_ports: Option<u16>,
     /// How to bind.
     pub mode: Mode,
@@ -132,6 +138,8 @@ pub struct RunOptions {
     pub runtime_dir: Option<RuntimeDir>,
     /// The control socket.
     pub control: PathBuf,
+    /// The file that they come from, if any, and the flags.
+    pub source: Option<Source>,
 }
 
 /// The directory of the daemon's own files.
@@ -173,7 +181,7 @@ pub struct RunFlags {
     pub worker_timeout_ms: Option<u32>,
     /// `--control-timeout`, in milliseconds.
     pub control_timeout_ms: Option<u32>,
-    /// `--account`; by flag only.
+    /// `--account`; a flag cannot disable it.
     pub account: bool,
     /// `--ignore-firewall`; a flag cannot disable it.
     pub ignore_firewall: bool,
@@ -196,6 +204,7 @@ impl RunOptions {
     /// # Errors
     /// When no interface is given, one is given twice, or a value is out of its range.
     pub fn resolve(flags: RunFlags, file: Option<RunSection>) -> Result<RunOptions, String> {
+        let has_file = file.is_some();
         let file = file.unwrap_or_default();
         let from_file = file.interfaces.into_iter().map(Spanned::into_inner);
         let interfaces: Vec<String> = match flags.interfaces {
@@ -209,7 +218,7 @@ impl RunOptions {
         }
         let interfaces = Interfaces::parse(&interfaces)?;
         let max_ports = flags.max_ports.or(file.max_ports.map(Spanned::into_inner));
-        max_ports.map_or(Ok(()), |max| check_max_ports(max, &interfaces))?;
+        max_ports.map_or(Ok(()), |max| check_max_ports(max, &interfaces, has_file))?;
         let queues = flags.queues.or(file.queues.map(Spanned::into_inner));
         queues.map_or(Ok(()), check_queues)?;
         let latency_sample = flags.latency_sample.or(file.latency_sample.map(Spanned::into_inner));
@@ -253,12 +262,13 @@ impl RunOptions {
             tx_ring: file.tx_ring.map_or(RING_DEFAULT, Spanned::into_inner),
             latency_sample: latency_sample.unwrap_or(LATENCY_SAMPLE_DEFAULT),
             offload,
-            account: flags.account,
+            account: flags.account || file.account.unwrap_or(false),
             timeouts,
             ignore_firewall: flags.ignore_firewall || file.ignore_firewall.unwrap_or(false),
             metrics: flags.metrics.or(file.metrics),
             control: control.unwrap_or_else(|| runtime_dir::socket_in(&runtime_dir.path)),
             runtime_dir: Some(runtime_dir),
+            source: None,
         })
     }
 }
@@ -302,6 +312,8 @@ pub struct RunSection {
     pub worker_timeout_ms: Option<Spanned<u32>>,
     /// How long the control thread's heartbeat is valid.
     pub control_timeout_ms: Option<Spanned<u32>>,
+    /// Workers time their turns.
+    pub account: Option<bool>,
     /// Start even if a firewall would be bypassed.
     pub ignore_firewall: Option<bool>,
     /// Where metrics are served.
@@ -370,11 +382,13 @@ pub fn check_ifname(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn check_max_ports(max: u16, interfaces: &Interfaces) -> Result<(), String> {
+/// `has_file`: interfaces may be added by a reload.
+fn check_max_ports(max: u16, interfaces: &Interfaces, has_file: bool) -> Result<(), String> {
     let named = interfaces.named().len();
-    if !interfaces.has_patterns() {
+    if !interfaces.has_patterns() && !has_file {
         return Err(
-            "a maximum number of ports is for patterns only, such as -i 'eth*'; leave it out"
+            "a maximum number of ports is for patterns, such as -i 'eth*', and for files, which a \
+                    reload reads again; leave it out"
                 .into(),
         );
     }
@@ -449,7 +463,9 @@ mod tests {
         assert_eq!(
             error("[run]\nqueue = 2\n"),
             "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `max_ports`, `mode`, `driver`, `poll`, \
-             `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `offload`, `offload_threshold`, `offload_flows`, `worker_timeout_ms`, `control_timeout_ms`, `ignore_firewall`, `metrics`, `runtime_dir`, `control`"
+             `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `offload`, \
+             `offload_threshold`, `offload_flows`, `worker_timeout_ms`, `control_timeout_ms`, `account`, \
+             `ignore_firewall`, `metrics`, `runtime_dir`, `control`; did you mean `queues`?"
         );
         assert_eq!(
             error("[walk]\n"),
@@ -597,7 +613,7 @@ mod tests {
     }
 
     #[test]
-    fn a_maximum_number_of_ports_is_for_patterns() {
+    fn a_maximum_number_of_ports_is_for_patterns_and_files() {
         let file = run("[run]\ninterfaces = [\"a\", \"b*\"]\nmax_ports = 7\n");
         let options = RunOptions::resolve(RunFlags::default(), Some(file.clone())).expect("right");
         assert_eq!(
@@ -612,23 +628,24 @@ mod tests {
         let options = RunOptions::resolve(flags(&["c*"], Some(3)), Some(file.clone()));
         assert_eq!(options.expect("right").max_ports, Some(3));
         for (names, max, expected) in [
-            (&["a"][..], Some(3), "for patterns only"),
-            (&["a", "b", "c*"], Some(1), "2 are named"),
+            (&["a", "b", "c*"][..], Some(1), "2 are named"),
             (&["c*"], Some(0), "expected 1 to 256"),
             (&["c*"], Some(257), "expected 1 to 256"),
-            // The file's limit does not fit the flags.
-            (&["a"], None, "for patterns only"),
         ] {
             let error = RunOptions::resolve(flags(names, max), Some(file.clone()));
             let error = error.expect_err("is wrong");
             assert!(error.contains(expected), "{error}");
         }
+        let options = RunOptions::resolve(flags(&["a"], None), Some(file)).expect("right");
+        assert_eq!(options.max_ports, Some(7), "a reload may add some");
+        let error = RunOptions::resolve(flags(&["a"], Some(3)), None).expect_err("is wrong");
+        assert!(error.contains("is for patterns"), "{error}");
         assert_eq!(
-            error("[run]\nmax_ports = 1000\n"),
+            self::error("[run]\nmax_ports = 1000\n"),
             "r.toml:2:13: max ports is 1000, expected 1 to 256"
         );
         assert_eq!(
-            error("[run]\ninterfaces = [\"a\", \"b[\"]\n").split(": ").next(),
+            self::error("[run]\ninterfaces = [\"a\", \"b[\"]\n").split(": ").next(),
             Some("r.toml:2:20")
         );
     }

@@ -10,7 +10,8 @@ pub const THRESHOLD_DEFAULT: u16 = 64;
 /// Default room for offloaded flows: 35 MB.
 pub const FLOWS_DEFAULT: u32 = 262_144;
 /// Allowed room.
-const FLOWS_RANGE: std::ops::RangeInclusive<u32> = 1024..=xdp_prog::offload::OFFLOADED_MAX as u32;
+pub(super) const FLOWS_RANGE: std::ops::RangeInclusive<u32> =
+    1024..=xdp_prog::offload::OFFLOADED_MAX as u32;
 
 /// Which flows the XDP program forwards by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
@@ -23,6 +24,17 @@ pub enum OffloadMode {
     On,
     /// None.
     Off,
+}
+
+impl OffloadMode {
+    /// Whether flows are included that arrive on a port, in zero-copy mode or not.
+    pub fn includes(self, is_zerocopy: bool) -> bool {
+        match self {
+            OffloadMode::Auto => !is_zerocopy,
+            OffloadMode::On => true,
+            OffloadMode::Off => false,
+        }
+    }
 }
 
 /// `--offload` and what belongs to it, from flags or a file.

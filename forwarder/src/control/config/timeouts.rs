@@ -5,9 +5,9 @@ use std::time::Duration;
 
 /// Allowed time-outs of a worker in milliseconds. An idle worker sleeps for 20 ms at a time, and on a busy
 /// machine it may not get its CPU for some 50 ms.
-const WORKER_MS: RangeInclusive<u32> = 100..=60_000;
+pub(super) const WORKER_MS: RangeInclusive<u32> = 100..=60_000;
 /// Allowed time-outs of the control thread in milliseconds. It gives a heartbeat at least every 100 ms.
-const CONTROL_MS: RangeInclusive<u32> = 300..=60_000;
+pub(super) const CONTROL_MS: RangeInclusive<u32> = 300..=60_000;
 
 /// The time-outs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

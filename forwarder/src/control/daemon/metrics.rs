@@ -56,11 +56,11 @@ impl Sockets {
     }
 
     /// Starts answering.
-    pub(super) fn serve(self, relay: Relay) -> Result<Servers> {
+    pub(super) fn serve(self, relay: Arc<Relay>) -> Result<Servers> {
         let metrics =
-            self.metrics.map(|socket| MetricsServer::serve(socket, Arc::new(relay.clone())));
+            self.metrics.map(|socket| MetricsServer::serve(socket, Arc::clone(&relay) as _));
         let _metrics = metrics.transpose()?;
-        Ok(Servers { _control: Server::serve(self.control, Arc::new(relay))?, _metrics })
+        Ok(Servers { _control: Server::serve(self.control, relay)?, _metrics })
     }
 }
 

@@ -13,8 +13,10 @@
 //! - [`ruleset`]: the nftables ruleset that the workers apply;
 //! - [`steering_state`]: which frames the XDP programs redirect to userspace;
 //! - [`punter`]: the thread that hands packets back to the kernel;
+//! - [`reload`]: the configuration file, read again;
 //! - [`relay`]: requests of the control socket, answered on their clients' threads;
 //! - [`snapshot`]: the state of this thread that clients see;
+//! - [`service`]: what the service manager is told;
 //! - [`report`], [`links`], [`latency`], [`flow_report`], [`flow_list`]: the answers;
 //! - [`metrics`]: readings for the metrics server;
 //! - [`capture`]: copies of packets for clients; [`trace`], [`trace_report`]: the way of packets.
@@ -33,9 +35,11 @@ mod offload;
 mod ports;
 mod punter;
 mod relay;
+mod reload;
 mod report;
 mod ruleset;
 mod sas;
+mod service;
 mod snapshot;
 mod start;
 mod steering_state;
@@ -56,7 +60,9 @@ use self::offload::Offloader;
 use self::ports::{Port, PortManager, Surroundings};
 use self::punter::Punter;
 use self::relay::{Clients, relay};
+use self::reload::Reloads;
 use self::sas::SaFollower;
+use self::service::Service;
 use self::snapshot::{Snapshot, View};
 use self::steering_state::SteeringState;
 use self::workers::WorkerSet;
@@ -89,7 +95,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time that a turn may spend on answers to clients, after everything else.
 const ANSWER_BUDGET: Duration = Duration::from_millis(2);
 
-/// Runs until SIGTERM, SIGINT or SIGHUP.
+/// Runs until SIGTERM or SIGINT. SIGHUP has the configuration file read again; without one, it ends it as well.
 ///
 /// # Errors
 /// What prevents the start: privilege, interface, program, socket, firewall; each error has advice.
@@ -108,7 +114,8 @@ pub fn run_with_hooks(options: RunOptions, hooks: Vec<NfHookOps>) -> Result<()> 
     time_namespace::require_kernel_clock()?;
     privilege::require(limits::locked_least(ports, options.rx_ring, options.tx_ring))?;
     // Before any thread exists, so that every thread inherits them.
-    let signals = Arc::new(Signals::take()?);
+    let signals = if options.source.is_some() { Signals::take_with_reload } else { Signals::take };
+    let signals = Arc::new(signals()?);
     privilege::seal(options.changes_interrupts())?;
     let _log = Log::start().context("cannot start the thread that writes messages")?;
     let mut supervisor = match start::start(options, signals, hooks) {
@@ -155,6 +162,8 @@ struct Supervisor {
     workers: WorkerSet,
     ports: PortManager,
     clients: Clients,
+    service: Service,
+    reloads: Reloads,
     /// When conditions without events were last checked.
     checked: Instant,
     /// The moment that the control thread's last heartbeat stands for.
@@ -207,7 +216,9 @@ impl Supervisor {
             mirror.qsbr().background_reader().context("no reader of the tables is left")?;
         let first = Snapshot::starting(&options);
         let view = Arc::new(View::new(mirror.published(), reader, first));
-        let (relay, asks) = relay(Arc::clone(&wakeup), Arc::clone(&view));
+        let source = options.source.clone();
+        let (relay, asks) = relay(Arc::clone(&wakeup), Arc::clone(&view), source);
+        let relay = Arc::new(relay);
         let reader_wakeup = Arc::clone(&wakeup);
         let ruleset = RulesetReader::start(move || reader_wakeup.wake())
             .context("cannot start the thread fr-nft")?;
@@ -231,6 +242,8 @@ impl Supervisor {
             workers: WorkerSet::default(),
             ports: PortManager::new(options.interfaces.named(), signals),
             clients: Clients::new(asks, view),
+            service: Service::from_environment(),
+            reloads: Reloads::new(Arc::clone(&relay), &options),
             checked: Instant::now(),
             beat: Instant::now(),
             caught_up: Instant::now(),
@@ -437,12 +450,15 @@ impl Supervisor {
             let is_current = self.mirror.is_current()
                 && self.are_flows_current(now_ns)
                 && self.are_sas_current(now_ns);
-            if is_followed && !self.unread && is_current {
+            let is_beating = is_followed && !self.unread && is_current;
+            if is_beating {
                 self.give_heartbeat(now, now_ns);
             }
+            self.notify_service(is_beating);
             self.workers.resolve_neighbours(&mut self.mirror)?;
             self.notice_refused_punts()?;
             self.answer_pages(ANSWER_BUDGET);
+            self.follow_reloads()?;
             self.notify_captures();
         }
         Ok(())
@@ -543,6 +559,7 @@ impl Supervisor {
         let mut fds = vec![PollFd::new(self.mirror.as_fd(), events)];
         fds.push(PollFd::new(self.wakeup.as_fd(), events));
         fds.push(PollFd::new(self.signals.as_fd(), events));
+        fds.extend(self.signals.hangup().map(|fd| PollFd::new(fd, events)));
         fds.extend(self.firewall.fds().map(|fd| PollFd::new(fd, events)));
         let due = self.firewall.due().min(self.mirror.next_tick());
         let due = due.saturating_duration_since(Instant::now());
@@ -636,6 +653,7 @@ impl Supervisor {
     /// workers finish what they have. `current`: the tables are still known to match the kernel's.
     fn stop(&mut self, current: bool) {
         self.stopping = true;
+        self.service.stopping();
         self.publish();
         self.clients.refuse();
         if let Err(error) = self.steer() {

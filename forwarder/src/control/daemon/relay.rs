@@ -16,6 +16,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
 use super::Supervisor;
 use super::links::DetailedLinks;
 use super::metrics::Servers;
+use super::reload::ReadOptions;
 use super::snapshot::{Snapshot, Unmirrored, View};
 use crate::control::api::page::{Cursor, Page, longest_prefix, page};
 use crate::control::api::route_get::route_get;
@@ -24,6 +25,7 @@ use crate::control::api::rules::Rules;
 use crate::control::api::server::{Answer, ControlHandler};
 use crate::control::api::{Object, Request, Response, RouteGetRequest, ShowRequest, show};
 use crate::control::config::ipnet::IpNet;
+use crate::control::config::source::Source;
 use crate::tables::{LOOPBACK_IFINDEX, Tables};
 use crate::worker::slow_path::Wakeup;
 
@@ -50,6 +52,8 @@ pub(super) enum Ask {
     Snapshot(Sender<()>),
     /// The prefixes by which addresses are routed.
     Prefixes { addrs: Vec<IpAddr>, answer: Sender<Vec<Option<IpNet>>> },
+    /// Options from the file that was read again.
+    Reload { options: ReadOptions, answer: Sender<Response> },
 }
 
 /// The control thread's end: its clients' requests and the state that they see.
@@ -90,16 +94,23 @@ impl Clients {
 /// The clients' end.
 #[derive(Clone)]
 pub(super) struct Relay {
-    asks: Sender<Ask>,
-    wakeup: Arc<Wakeup>,
+    pub(super) asks: Sender<Ask>,
+    pub(super) wakeup: Arc<Wakeup>,
+    /// Where the options come from, if that can be read again.
+    pub(super) source: Option<Arc<Source>>,
     waiting: Arc<AtomicUsize>,
     pub(super) view: Arc<View>,
 }
 
-/// Creates both ends.
-pub(super) fn relay(wakeup: Arc<Wakeup>, view: Arc<View>) -> (Relay, Receiver<Ask>) {
+/// Creates both ends. `source`: of the options.
+pub(super) fn relay(
+    wakeup: Arc<Wakeup>,
+    view: Arc<View>,
+    source: Option<Source>,
+) -> (Relay, Receiver<Ask>) {
     let (asks, receiver) = bounded(WAITING_MAX);
-    (Relay { asks, wakeup, waiting: Arc::default(), view }, receiver)
+    let source = source.map(Arc::new);
+    (Relay { asks, wakeup, source, waiting: Arc::default(), view }, receiver)
 }
 
 impl ControlHandler for Relay {
@@ -130,6 +141,7 @@ impl ControlHandler for Relay {
                 self.view.capture(&snapshot, &request)
             }
             Request::Trace(request) => self.trace(&request),
+            Request::Reload => self.reload().into(),
             Request::Show(request) if request.details && request.object == Object::Link => {
                 let format = request.format;
                 Answer::List(format, Box::new(DetailedLinks::new(self.clone(), request)))
@@ -359,6 +371,10 @@ impl Supervisor {
                         }
                     }
                     let _ = answer.send(prefixes);
+                }
+                Ask::Reload { options, answer } => {
+                    // Applied at the end of the turn.
+                    self.reloads.pending.push_back((options, answer));
                 }
             }
             if Instant::now() >= until {

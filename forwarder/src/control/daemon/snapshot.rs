@@ -291,7 +291,7 @@ impl Supervisor {
         self.flows.as_ref().filter(|_| is_tracked).map(FlowFollower::carried)
     }
 
-    fn state(&self) -> api::State {
+    pub(super) fn state(&self) -> api::State {
         let active = self.ports.iter().filter(|port| port.is_active()).count();
         if self.stopping {
             api::State::Stopping

@@ -1,6 +1,7 @@
 //! Which frames the XDP programs redirect to userspace, according to the tables.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -53,6 +54,11 @@ impl SteeringState {
 
     pub(super) fn attacher(&self) -> Attacher {
         self.steering.attacher()
+    }
+
+    /// How long heartbeats of a worker and of the control thread are valid, for the XDP programs.
+    pub(super) fn set_timeouts(&mut self, worker: Duration, control: Duration) -> Result<()> {
+        Ok(self.steering.set_timeouts(worker, control)?)
     }
 
     /// Whether only packets of carried flows are steered, of IPv4 and of IPv6.

@@ -2,16 +2,15 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use super::Supervisor;
 use super::offload::{OffloadPort, Offloader, Offloads};
 use super::ports::{Port, worker_of};
-use crate::control::config::offload::OffloadMode;
 use crate::control::config::{CpuList, QUEUES_MAX};
 use crate::control::mirror::Mirror;
 use crate::control::netdev::nic::{self, Queues};
@@ -27,7 +26,7 @@ use crate::stats::WorkerStats;
 use crate::worker::clock::Clock;
 use crate::worker::poll::{Parts, PollMode, WorkerFrames};
 use crate::worker::slow_path::{NeighRequests, PuntQueue, slow_path};
-use crate::worker::{Liveness, Residence, Worker, WorkerHandle, affinity};
+use crate::worker::{HeartbeatTimeouts, Liveness, Residence, Worker, WorkerHandle, affinity};
 
 /// Queues that a port added later may have, if those at the start do not have more.
 const LATE_QUEUES: u32 = 8;
@@ -43,6 +42,10 @@ pub(super) struct WorkerSet {
     neigh_requests: Vec<NeighRequests>,
     /// The workers hand the packets in their rings back to the kernel, which filters them.
     hand_back: Arc<AtomicBool>,
+    /// How long heartbeats are valid, for workers.
+    timeouts: Arc<HeartbeatTimeouts>,
+    /// Packets of a flow after which workers offer it to the XDP program.
+    threshold: Arc<AtomicU16>,
     /// Seed of the flow hash, the same for all workers.
     hash_seed: u64,
 }
@@ -55,6 +58,8 @@ impl Default for WorkerSet {
             cpus: Vec::new(),
             neigh_requests: Vec::new(),
             hand_back: Arc::default(),
+            timeouts: Arc::default(),
+            threshold: Arc::default(),
             hash_seed: RandomState::new().hash_one("flows"),
         }
     }
@@ -74,6 +79,16 @@ impl WorkerSet {
     pub(super) fn set_hand_back(&self, on: bool) {
         // With the hook functions that were published before.
         self.hand_back.store(on, Ordering::Release);
+    }
+
+    /// Sets how long workers' heartbeats and that of the control thread are valid, for workers.
+    pub(super) fn set_timeouts(&self, timeouts: [Duration; 2]) {
+        self.timeouts.set(timeouts);
+    }
+
+    /// Sets after how many packets workers offer a flow, at least 1.
+    pub(super) fn set_threshold(&self, threshold: u16) {
+        self.threshold.store(threshold.max(1), Ordering::Relaxed);
     }
 
     /// A worker whose thread has ended.
@@ -111,14 +126,19 @@ impl Supervisor {
     /// unless ports with more may be added later.
     pub(super) fn start_workers(&mut self) -> Result<()> {
         let queues = self.queues()?;
-        let more_may_come = self.options.interfaces.has_patterns();
+        // Ports that a reload adds although no room was requested share the memory of the others.
+        let has_patterns = self.options.interfaces.has_patterns();
+        let more_may_come = has_patterns || self.options.max_ports.is_some();
+        let timeouts = [self.options.timeouts.worker, self.options.timeouts.control];
+        self.workers.set_timeouts(timeouts);
+        self.workers.set_threshold(self.options.offload.threshold);
         let allowed = affinity::allowed_cpus();
         // `--queues` may exclude some.
         let limit = self.options.queues.unwrap_or(QUEUES_MAX);
         let most = queues.iter().map(|queues| queues.rx.min(limit)).max().unwrap_or(1) as usize;
         let options = Arc::clone(&self.options);
         let cpus = options.cpus.as_ref().map(CpuList::cpus);
-        let most = if more_may_come && cpus.is_some() { limit as usize } else { most };
+        let most = if has_patterns && cpus.is_some() { limit as usize } else { most };
         let count = cpus.map_or(allowed.len(), <[usize]>::len).min(most);
         if let Some(idle) = cpus.and_then(|cpus| cpus.get(count..)).filter(|idle| !idle.is_empty())
         {
@@ -223,8 +243,7 @@ impl Supervisor {
                 continue;
             };
             let is_native = active.xdp_mode() == XdpMode::Native;
-            let is_input =
-                is_native && (self.options.offload.mode == OffloadMode::On || !is_zerocopy);
+            let is_input = is_native && self.options.offload.mode.includes(is_zerocopy);
             let has_partial = links.port(number).is_none_or(|link| link.partial_csum);
             active.set_offload(is_input.then_some(number), has_partial)?;
             let ifindex = active.ifindex();
@@ -278,7 +297,7 @@ impl Supervisor {
         let queues = (0..xdp_prog::QUEUES_MAX).filter(|&q| worker_of(q as u32, count) == n);
         // No queue beyond that has a socket.
         let queues = queues.take(queues_per_worker as usize);
-        let timeouts = [self.options.timeouts.worker, self.options.timeouts.control];
+        let timeouts = Arc::clone(&self.workers.timeouts);
         let page = Arc::clone(self.steering_state.heartbeats());
         let hand_back = Arc::clone(&self.workers.hand_back);
         let liveness = Liveness::new(page, queues, timeouts, clock, hand_back);
@@ -287,7 +306,8 @@ impl Supervisor {
             .of_worker(n);
         if let Some(offload) = &self.offload {
             slow_path.set_offers(offload.offers());
-            let (ports, threshold) = (offload.offloads().ports(), self.options.offload.threshold);
+            let ports = offload.offloads().ports();
+            let threshold = Arc::clone(&self.workers.threshold);
             let seed = RandomState::new().hash_one("offload");
             state = state.with_offload(Arc::clone(ports), threshold, seed);
             offload.offloads().add_meter(state.meter(), clock);

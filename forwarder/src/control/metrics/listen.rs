@@ -34,6 +34,15 @@ pub enum MetricsError {
         /// The address.
         addr: MetricsAddr,
     },
+    /// The sandbox permits no sockets of IP.
+    #[error(
+        "metrics: {addr}: this process may not open IP sockets; permit it by `RestrictAddressFamilies=AF_INET AF_INET6` in \
+         a drop-in of the systemd unit (systemctl edit), or use --metrics unix:PATH"
+    )]
+    Family {
+        /// The address.
+        addr: MetricsAddr,
+    },
     /// The path cannot be used.
     #[error("metrics: {addr}: {why}; give another path with --metrics unix:PATH")]
     Path {
@@ -79,6 +88,7 @@ impl MetricsSocket {
                 let failed = |error: io::Error| match error.raw_os_error() {
                     Some(libc::EADDRINUSE) => MetricsError::InUse { addr: addr.clone() },
                     Some(libc::EADDRNOTAVAIL) => MetricsError::NotHere { addr: addr.clone() },
+                    Some(libc::EAFNOSUPPORT) => MetricsError::Family { addr: addr.clone() },
                     _ => MetricsError::Io { addr: addr.clone(), what: "listen there", error },
                 };
                 (Listener::Tcp(listen_tcp(*tcp).map_err(failed)?), None)

@@ -7,12 +7,14 @@
 //! - [`runtime_dir`]: the directory of the control socket and of saved device settings;
 //! - [`signals`]: SIGTERM, SIGINT and SIGHUP, also during the start;
 //! - [`log`]: messages on standard error, without waiting for their reader;
+//! - [`notify`]: messages to the service manager;
 //! - [`terminal`]: text without control characters;
 //! - [`threads`]: joining threads with a timeout.
 
 pub mod kernel;
 pub mod limits;
 pub mod log;
+pub mod notify;
 pub mod privilege;
 pub mod runtime_dir;
 pub mod signals;

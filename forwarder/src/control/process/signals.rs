@@ -1,4 +1,4 @@
-//! SIGTERM, SIGINT and SIGHUP as a descriptor, for the daemon and for commands that run until
+//! SIGTERM, SIGINT and SIGHUP as descriptors, for the daemon and for commands that run until
 //! stopped; and termination of a start that they interrupt.
 //!
 //! The control thread checks for them in its loop. During the start the loop does not run yet, and
@@ -30,9 +30,13 @@ const FLUSH_TIME: Duration = Duration::from_millis(100);
 #[error("ended by a signal before forwarding started")]
 pub struct Interrupted;
 
-/// The signals that end the process cleanly.
+/// The signals that end the process cleanly; SIGHUP may be none of them.
 #[derive(Debug)]
-pub struct Signals(SignalFd);
+pub struct Signals {
+    end: SignalFd,
+    /// SIGHUP, if it does not end the process.
+    hangup: Option<SignalFd>,
+}
 
 impl Signals {
     /// Blocks the signals and receives them from now on. Call it before threads are started, which
@@ -41,25 +45,39 @@ impl Signals {
     /// # Errors
     /// When the kernel refuses a signalfd.
     pub fn take() -> Result<Signals> {
-        let mut mask = SigSet::empty();
         // SIGHUP: the terminal is gone.
-        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-            mask.add(signal);
-        }
-        mask.thread_block().context("cannot block signals")?;
-        let fd = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
-        Ok(Signals(fd.context("cannot create a signalfd")?))
+        let end = signalfd(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])?;
+        Ok(Signals { end, hangup: None })
+    }
+
+    /// As [`Signals::take`], for a daemon that reloads its configuration after SIGHUP.
+    ///
+    /// # Errors
+    /// As for [`Signals::take`].
+    pub fn take_with_reload() -> Result<Signals> {
+        let end = signalfd(&[Signal::SIGTERM, Signal::SIGINT])?;
+        Ok(Signals { end, hangup: Some(signalfd(&[Signal::SIGHUP])?) })
+    }
+
+    /// Receives pending SIGHUPs, if they do not end the process. Returns whether there was one.
+    pub fn hung_up(&self) -> bool {
+        self.hangup.as_ref().is_some_and(|fd| matches!(fd.read_signal(), Ok(Some(_))))
+    }
+
+    /// Readable when there is one.
+    pub fn hangup(&self) -> Option<BorrowedFd<'_>> {
+        self.hangup.as_ref().map(AsFd::as_fd)
     }
 
     /// Whether a signal is pending; it stays pending.
     pub fn is_pending(&self) -> bool {
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.end.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// Receives a pending signal. Returns whether there was one.
     pub fn came(&self) -> bool {
-        matches!(self.0.read_signal(), Ok(Some(_)))
+        matches!(self.end.read_signal(), Ok(Some(_)))
     }
 
     /// Waits for a signal, at most `timeout`, and receives it. Returns whether there was one.
@@ -67,7 +85,7 @@ impl Signals {
         let milliseconds = timeout.as_micros().div_ceil(1000);
         let timeout = PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX);
         // Nothing else interrupts: these signals are blocked, and others have no handler.
-        let _ = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout);
+        let _ = poll(&mut [PollFd::new(self.end.as_fd(), PollFlags::POLLIN)], timeout);
         self.came()
     }
 
@@ -80,10 +98,18 @@ impl Signals {
     }
 }
 
-/// Readable when a signal is pending.
+/// Blocks signals and makes a descriptor for them.
+fn signalfd(signals: &[Signal]) -> Result<SignalFd> {
+    let mask: SigSet = signals.iter().copied().collect();
+    mask.thread_block().context("cannot block signals")?;
+    let fd = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
+    fd.context("cannot create a signalfd")
+}
+
+/// Readable when a signal is pending that ends the process.
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.end.as_fd()
     }
 }
 
@@ -181,6 +207,16 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(signals.check(), Err(Interrupted));
         }
+    }
+
+    #[test]
+    fn a_hangup_ends_nothing_if_it_reloads() {
+        let signals = Signals::take_with_reload().expect("a signalfd");
+        raise(Signal::SIGHUP).expect("is sent");
+        assert_eq!(signals.check(), Ok(()));
+        assert!(signals.hung_up() && !signals.hung_up());
+        raise(Signal::SIGTERM).expect("is sent");
+        assert_eq!((signals.check(), signals.hung_up()), (Err(Interrupted), false));
     }
 
     #[test]

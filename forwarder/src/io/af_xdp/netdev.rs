@@ -40,10 +40,11 @@ fn request(ifname: &str) -> Option<libc::ifreq> {
     Some(request)
 }
 
-/// A socket for ioctl requests.
+/// A socket for ioctl requests on interfaces, which the kernel takes on one of any family: not of IP, so that a
+/// sandbox need not permit these.
 fn any_socket() -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

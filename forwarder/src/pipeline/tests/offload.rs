@@ -16,7 +16,11 @@ fn lab(net: Net) -> (Lab, Arc<OffloadPorts>) {
     ports.set(LEFT, BOTH);
     ports.set(RIGHT, BOTH);
     let mut lab = net.lab();
-    lab.state = PipelineState::new(0x5eed_5eed_5eed_5eed, 1).with_offload(Arc::clone(&ports), 3, 7);
+    lab.state = PipelineState::new(0x5eed_5eed_5eed_5eed, 1).with_offload(
+        Arc::clone(&ports),
+        Arc::new(3.into()),
+        7,
+    );
     let words: Box<[AtomicU32]> = (0..epochs::WORDS).map(|_| AtomicU32::new(0)).collect();
     lab.tables.epochs = Arc::new(Epochs::new(Box::new(words)));
     lab.state.before_refresh(&lab.tables.epochs);

@@ -56,7 +56,7 @@ impl PortManager {
         let named = self.ports.len() as u16;
         self.max_ports = match options.max_ports {
             Some(max) => max,
-            None if options.interfaces.has_patterns() => {
+            None if options.interfaces.has_patterns() || options.source.is_some() => {
                 let there = matching.values().filter(|up| **up).count();
                 let there = u16::try_from(there).unwrap_or(PORTS_MAX);
                 named.saturating_add(there).saturating_add(SPARE).min(PORTS_MAX).max(named)
@@ -65,7 +65,16 @@ impl PortManager {
         };
     }
 
-    /// Makes ports of interfaces that match, are up, and are not ports yet, as far as there is room.
+    /// Has ports follow the list of names, which a reload may change: a port that is not named any more is one only
+    /// while a pattern matches it, and one that is named now stays without.
+    pub(in crate::control::daemon) fn follow_names(&mut self, options: &RunOptions) {
+        let named = options.interfaces.named();
+        for port in &mut self.ports {
+            port.matched = !named.contains(&port.ifname);
+        }
+    }
+
+    /// Makes ports of interfaces that are named and are not ports yet, or that match, are up, and are not ports yet, as far as there is room.
     /// Returns the numbers of new ones. Interfaces that are down may stay so permanently, and get no number.
     pub(in crate::control::daemon) fn take_newcomers(
         &mut self,
@@ -74,14 +83,17 @@ impl PortManager {
     ) -> Vec<u16> {
         let (mut taken, mut without_room) = (Vec::new(), BTreeSet::new());
         self.room_soon = false;
-        let known = |port: &Port, name: &String| port.matched && port.ifname == *name;
-        for name in matching.iter().filter(|(_, up)| **up).map(|(name, _)| name) {
-            if self.ports.iter().any(|port| known(port, name)) {
+        let named = options.interfaces.named().iter().map(|name| (name, false));
+        let matched = matching.iter().filter(|(_, up)| **up).map(|(name, _)| (name, true));
+        for (name, is_matched) in named.chain(matched) {
+            let known = |port: &Port| port.matched == is_matched && port.ifname == *name;
+            if self.ports.iter().any(known) {
                 continue;
             }
             match self.place(matching) {
                 Place::At(index) => {
-                    let port = Port::matched(index, name);
+                    let new = if is_matched { Port::matched } else { Port::new };
+                    let port = new(index, name);
                     match self.ports.get_mut(usize::from(index)) {
                         Some(before) => *before = port,
                         None => self.ports.push(port),
@@ -118,9 +130,13 @@ impl PortManager {
     }
 
     fn no_room(&self, options: &RunOptions, name: &str) -> String {
-        let (patterns, max) = (options.interfaces.patterns(), self.max_ports);
+        let max = self.max_ports;
+        let why = match options.interfaces.named().iter().any(|named| named == name) {
+            true => "is named".to_owned(),
+            false => format!("matches {}", options.interfaces.patterns()),
+        };
         format!(
-            "interface {name} matches {patterns}, but there is no room for more than {max} ports; left \
+            "interface {name} {why}, but there is no room for more than {max} ports; left \
              to the kernel; restart with a larger --max-ports"
         )
     }

@@ -1,6 +1,7 @@
 //! Runs random commands, and compares after every few of them what the mirror shows and what its
 //! tables return with the kernel.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::answers::random_answers;
@@ -9,6 +10,7 @@ use super::oracle::{equals_fresh, equals_kernel};
 use super::ra::{Wire, advertisement};
 use super::{eventually, in_netns, ports, try_run};
 use crate::control::mirror::{Mirror, MirrorOptions};
+use crate::control::process::log;
 
 /// xorshift64*, deterministic for each seed.
 #[derive(Debug, Clone)]
@@ -33,6 +35,12 @@ impl Rng {
     pub fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
         from[self.below(from.len() as u64) as usize]
     }
+}
+
+/// The output of `ip …`.
+fn ip_text(args: &str) -> String {
+    let output = Command::new("ip").args(args.split_whitespace()).output().expect("ip starts");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Accepts router advertisements, also as a router, and the routes in them.
@@ -82,8 +90,12 @@ fn random_commands(seed: u64, ends: impl Fn(usize) -> bool) {
             random_answers(mirror, &mut rng.clone())
         });
         if let Err(difference) = compared {
-            let failure = format!("seed {seed}, round {round}: {took:#?}: {difference}");
-            eprintln!("{failure}");
+            let state =
+                ["-4 route show table all", "-6 route show table all", "-4 rule", "-6 rule"]
+                    .map(ip_text);
+            let failure =
+                format!("seed {seed}, round {round}: {took:#?}: {difference}\n{}", state.concat());
+            log::say(format_args!("{failure}"));
             failures.push(failure);
             unparsable += mirror.counters().unparsable;
             corrections += mirror.counters().corrections;
@@ -91,9 +103,9 @@ fn random_commands(seed: u64, ends: impl Fn(usize) -> bool) {
         }
     }
     corrections += mirror.counters().corrections;
-    eprintln!(
+    log::say(format_args!(
         "seed {seed}: {round} rounds, {done} commands took effect, {corrections} corrections"
-    );
+    ));
     assert!(failures.is_empty(), "{} failures: {}", failures.len(), failures.join("\n"));
     assert!(done > round, "most commands must take effect: {done}");
     assert_eq!(unparsable + mirror.counters().unparsable, 0);
@@ -103,6 +115,7 @@ fn random_commands(seed: u64, ends: impl Fn(usize) -> bool) {
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn root_random_commands_leave_mirror_and_kernel_equal() {
+    let _log = log::Log::start().expect("a log");
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seed = number("FERROUTE_SEED");
     if let Some(seconds) = number("FERROUTE_RANDOM_SECONDS") {

@@ -1,0 +1,207 @@
+//! Reloads of the configuration file: what changes without a restart changes, everything else is named.
+//!
+//! The file is read on the thread of the client that asks for it, or after SIGHUP on a thread of its own, because a
+//! file may be on a file system that does not answer. The control thread gets the options, valid as a whole, and applies
+//! them between two turns.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Result;
+use crossbeam_channel::{Sender, bounded};
+
+use super::Supervisor;
+use super::relay::{Ask, Relay};
+use crate::control::api::{ReloadReport, Response};
+use crate::control::config::RunOptions;
+use crate::control::config::effective::toml_text;
+use crate::control::config::reload::KeyChange;
+use crate::control::config::source::Source;
+use crate::control::process::privilege;
+use crate::say;
+use crate::worker::clock::monotonic_ns;
+
+/// How long the control thread may take until it applies what was read.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Options that were read, or why not.
+pub(super) type ReadOptions = Result<Box<RunOptions>, String>;
+
+/// Reloads, as the control thread sees them.
+pub(super) struct Reloads {
+    relay: Arc<Relay>,
+    /// Flow offload was not off at the start.
+    is_offloading: bool,
+    /// The thread that reads the file after SIGHUP.
+    thread: Option<JoinHandle<()>>,
+    /// SIGHUP arrived after it had begun.
+    again: bool,
+    /// What is to be applied, and who waits for it.
+    pub(super) pending: VecDeque<(ReadOptions, Sender<Response>)>,
+}
+
+impl Reloads {
+    pub(super) fn new(relay: Arc<Relay>, options: &RunOptions) -> Reloads {
+        let is_offloading = options.offload.is_on();
+        Reloads { relay, is_offloading, thread: None, again: false, pending: VecDeque::new() }
+    }
+}
+
+impl Relay {
+    /// Reads the file again and has the options applied.
+    pub(super) fn reload(&self) -> Response {
+        let Some(source) = &self.source else {
+            return Response::error(
+                "the daemon was started without a configuration file (run --config FILE), so there is nothing to \
+                 read again",
+            );
+        };
+        let options = source.read_again().map(Box::new).map_err(|error| error.to_string());
+        let (answer, answered) = bounded(1);
+        let sent = self.asks.send_timeout(Ask::Reload { options, answer }, APPLY_TIMEOUT);
+        self.wakeup.wake();
+        let answer = sent.ok().and_then(|()| answered.recv_timeout(APPLY_TIMEOUT).ok());
+        answer.unwrap_or_else(|| {
+            Response::error("the control thread does not answer or is stopping; see `status`")
+        })
+    }
+}
+
+impl Supervisor {
+    /// Begins a reload after SIGHUP, and applies what was read. Called once per turn.
+    pub(super) fn follow_reloads(&mut self) -> Result<()> {
+        self.reloads.again |= self.signals.hung_up();
+        while let Some((options, answer)) = self.reloads.pending.pop_front() {
+            self.service.reloading(monotonic_ns());
+            // The client may be gone.
+            let _ = answer.send(self.reload(options)?);
+            self.service.reloaded();
+        }
+        if self.reloads.thread.as_ref().is_some_and(JoinHandle::is_finished) {
+            let _ = self.reloads.thread.take().map(JoinHandle::join);
+            self.service.reloaded();
+        }
+        if self.reloads.again && self.reloads.thread.is_none() {
+            self.reloads.again = false;
+            self.service.reloading(monotonic_ns());
+            let relay = Arc::clone(&self.reloads.relay);
+            let thread = std::thread::Builder::new().name("fr-reload".into()).spawn(move || {
+                privilege::drop_all();
+                // It is logged when it is applied or refused.
+                let _ = relay.reload();
+                // The control thread joins this one.
+                relay.wakeup.wake();
+            });
+            match thread {
+                Ok(thread) => self.reloads.thread = Some(thread),
+                Err(error) => {
+                    say!("no reload, nothing changes: cannot start a thread: {error}");
+                    self.service.reloaded();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn reload(&mut self, read: ReadOptions) -> Result<Response> {
+        let new = match read {
+            Ok(new) => new,
+            Err(error) => {
+                say!("reload refused, nothing changes: {error}");
+                return Ok(Response::error(format!("refused, nothing changes: {error}")));
+            }
+        };
+        let mut options = RunOptions::clone(&self.options);
+        let changes = options.take(&new, self.reloads.is_offloading);
+        self.options = Arc::new(options);
+        for change in &changes {
+            self.apply(change)?;
+            say!("reload: {}", described(change));
+        }
+        if changes.is_empty() {
+            say!("reload: no key has changed");
+        }
+        self.publish();
+        let file = new.source.as_ref().map(Source::path).unwrap_or("".as_ref());
+        let warnings = self.absent_interfaces();
+        warnings.iter().for_each(|warning| say!("reload: {warning}"));
+        Ok(Response::Reload(ReloadReport { file: file.to_owned(), changes, warnings }))
+    }
+
+    /// Applies a key of `self.options`.
+    fn apply(&mut self, change: &KeyChange) -> Result<()> {
+        match (change.key.as_str(), change.applied) {
+            ("interfaces", true) => self.change_interfaces()?,
+            ("latency_sample", true) => {
+                let every = self.options.latency_sample;
+                self.workers.handles().iter().for_each(|worker| worker.residence.set_every(every));
+            }
+            ("offload", true) => self.steer()?,
+            ("offload_threshold", true) => {
+                self.workers.set_threshold(self.options.offload.threshold);
+            }
+            ("worker_timeout_ms" | "control_timeout_ms", true) => {
+                let (worker, control) =
+                    (self.options.timeouts.worker, self.options.timeouts.control);
+                self.workers.set_timeouts([worker, control]);
+                self.steering_state.set_timeouts(worker, control)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// As at the start: rules on new ports are known before packets are taken from them.
+    fn change_interfaces(&mut self) -> Result<()> {
+        self.ports.follow_names(&self.options);
+        self.bring_up_ports()?;
+        self.watch_ports();
+        self.firewall.read_all();
+        self.follow_firewall()?;
+        // A port that was left out may be the one whose rules have stopped everything.
+        self.steer()
+    }
+
+    /// Named interfaces that do not exist, which may be typing errors, and those that there is no room for.
+    fn absent_interfaces(&self) -> Vec<String> {
+        let links = self.links();
+        let named = self.options.interfaces.named().iter();
+        let absent = named.filter(|name| links.named(name).is_none());
+        let mut warnings: Vec<String> = absent
+            .map(|name| format!("interface {name} does not exist; it is a port as soon as it does"))
+            .collect();
+        warnings.extend(self.ports.without_room(&self.options));
+        warnings
+    }
+}
+
+/// A change, for the log.
+fn described(change: &KeyChange) -> String {
+    let text = |value: &Option<serde_json::Value>| match value {
+        Some(value) => toml_text(value),
+        None => "not set".to_owned(),
+    };
+    let (from, to) = (text(&change.from), text(&change.to));
+    let effect = if change.applied { "applied" } else { "needs a restart" };
+    format!("{}: {effect}: {from} -> {to}", change.key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_described_as_in_the_file() {
+        let change = KeyChange {
+            key: "interfaces".into(),
+            from: Some(serde_json::json!(["a"])),
+            to: Some(serde_json::json!(["a", "b*"])),
+            applied: true,
+        };
+        assert_eq!(described(&change), "interfaces: applied: [\"a\"] -> [\"a\", \"b*\"]");
+        let change = KeyChange { key: "queues".into(), from: None, applied: false, ..change };
+        assert_eq!(described(&change), "queues: needs a restart: not set -> [\"a\", \"b*\"]");
+    }
+}
