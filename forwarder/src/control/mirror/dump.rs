@@ -86,7 +86,7 @@ impl Follower {
     }
 
     /// Dumps a part of the state other than links, and replaces it, unless the dump is interrupted. Returns whether it was
-    /// different. `now`: before the dump.
+    /// different; the kernel does not report each neighbour that it gives up, so these do not count. `now`: before the dump.
     pub(super) fn compare(
         &mut self,
         requests: &mut dyn Dumps,
@@ -94,10 +94,14 @@ impl Follower {
         now: Instant,
     ) -> Result<bool, SockError> {
         debug_assert_eq!(self.touched, Touched::default(), "the tables are compiled");
-        (self.is_comparing, self.has_changed_routes) = (true, false);
+        self.is_comparing = true;
+        (self.has_changed_routes, self.has_changed_lladdrs) = (false, false);
         let dumped = self.replace(requests, part, now);
         self.is_comparing = false;
-        dumped.map(|()| self.has_changed_routes || self.touched != Touched::default())
+        let others = Touched { neighs: false, ..self.touched };
+        dumped.map(|()| {
+            self.has_changed_routes || self.has_changed_lladdrs || others != Touched::default()
+        })
     }
 
     /// Dumps all parts but links, and replaces them.
@@ -362,6 +366,7 @@ impl Follower {
         let neighs: Neighs =
             neighs.into_iter().map(|neigh| ((neigh.ifindex, neigh.dst), neigh)).collect();
         self.touched.neighs |= are_seen_otherwise(&self.state.neighs, &neighs);
+        self.has_changed_lladdrs |= have_other_lladdrs(&self.state.neighs, &neighs);
         self.state.neighs = neighs;
         Ok(end)
     }
@@ -387,6 +392,12 @@ fn are_seen_otherwise(old: &Neighs, new: &Neighs) -> bool {
     let seen = |neighs: &Neighs, key: &(u32, IpAddr)| neighs.get(key).and_then(links::visible);
     let differs = |key: &(u32, IpAddr)| seen(old, key) != seen(new, key);
     old.keys().chain(new.keys()).any(differs)
+}
+
+/// Whether a link-layer address is another one.
+fn have_other_lladdrs(old: &Neighs, new: &Neighs) -> bool {
+    let lladdr = |neighs: &Neighs, key| neighs.get(key).and_then(links::visible).flatten();
+    old.keys().chain(new.keys()).any(|key| lladdr(old, key) != lladdr(new, key))
 }
 
 /// A comparison ends with an interrupted dump: the next one may not be.

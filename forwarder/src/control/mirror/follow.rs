@@ -140,6 +140,8 @@ pub struct Follower {
     pub(super) is_comparing: bool,
     /// A dump of routes differed from those before.
     pub(super) has_changed_routes: bool,
+    /// A dump had other link-layer addresses than those before.
+    pub(super) has_changed_lladdrs: bool,
 }
 
 impl Default for Follower {
@@ -158,6 +160,7 @@ impl Default for Follower {
             route_expires: None,
             is_comparing: false,
             has_changed_routes: false,
+            has_changed_lladdrs: false,
         }
     }
 }
