@@ -11,6 +11,8 @@
 //!
 //! ICMP errors quote the packet with its partial checksum, as the kernel does.
 
+use smallvec::SmallVec;
+
 use super::encap;
 use super::headers::{Iphdr, Ipv6hdr};
 use crate::skb::{IpSummed, SkBuff};
@@ -97,43 +99,71 @@ fn holds(skb: &SkBuff, at: usize, value: impl FnOnce() -> u16) -> bool {
 
 #[cold]
 fn recognise(skb: &mut SkBuff) {
-    let found = find(skb);
-    skb.ip_summed = match found {
+    skb.ip_summed = match find(skb) {
         None => IpSummed::None,
-        Some((Checksum { kind: Kind::Internet { .. }, .. }, 0)) => IpSummed::Partial,
-        Some(_) => IpSummed::PartialOther,
+        Some((Kind::Internet { .. }, 0)) => IpSummed::Partial,
+        Some((_, depth)) => IpSummed::PartialOther { depth },
     };
 }
 
-/// The partial checksum of a packet, and in how many tunnels it is.
-fn find(skb: &SkBuff) -> Option<(Checksum, usize)> {
-    let (mut network, mut end) = (0, skb.network_header().len() + skb.data_len());
-    for depth in 0..=encap::DEPTH_MAX {
-        let head = skb.network_header();
-        let (protocol, transport, its_end, kind) = transport_of(head, network)?;
-        // A packet in a tunnel ends with it; what follows the outermost one is padding.
-        if its_end > end {
-            return None;
-        }
-        end = its_end;
-        if let Some((field, kind)) = kind {
-            let checksum = Checksum { transport, end, field, kind };
-            if checksum.is_whole(skb) && checksum.is_partial(skb) {
-                return Some((checksum, depth));
-            }
-        }
-        network = encap::inner(head, protocol, transport)?;
-    }
-    None
+/// A checksum outside of a packet in a tunnel, which covers that packet.
+struct Outer {
+    /// Offset of what it covers.
+    from: usize,
+    pseudo_header: u32,
 }
 
-/// Of the packet whose IP header is at `network` in `head`: protocol, offset of the transport header, end, and field and kind
-/// of its checksum.
-#[expect(clippy::type_complexity, reason = "taken apart at once")]
-fn transport_of(
-    head: &[u8],
-    network: usize,
-) -> Option<(Protocol, usize, usize, Option<(usize, Kind)>)> {
+/// The kind of the partial checksum of a packet, and in how many tunnels it is: the innermost one of which the checksums
+/// outside take account.
+fn find(skb: &SkBuff) -> Option<(Kind, u8)> {
+    let head = skb.network_header();
+    let mut outer: SmallVec<[Outer; 2]> = SmallVec::new();
+    let mut found = None;
+    for (depth, level) in levels(skb).enumerate() {
+        if let Some(checksum) = level.checksum.filter(|checksum| checksum.is_whole(skb)) {
+            if checksum.is_partial(skb) && outer.iter().all(|outer| checksum.is_within(outer, skb))
+            {
+                found = Some((checksum.kind, depth as u8));
+            }
+            if let Kind::Internet { pseudo_header, is_udp: true } = checksum.kind
+                && !holds(skb, checksum.field, || 0)
+            {
+                outer.push(Outer { from: checksum.transport, pseudo_header });
+            }
+        }
+        if encap::inner(head, level.protocol, level.transport).is_some_and(|it| it.is_summed) {
+            outer.push(Outer { from: level.transport, pseudo_header: 0 });
+        }
+    }
+    found
+}
+
+/// A packet, or one in a tunnel.
+struct Level {
+    protocol: Protocol,
+    transport: usize,
+    end: usize,
+    checksum: Option<Checksum>,
+}
+
+/// A packet and those inside it, each of which ends with the one that it is in.
+fn levels(skb: &SkBuff) -> impl Iterator<Item = Level> {
+    let head = skb.network_header();
+    let first = level_at(head, 0, head.len() + skb.data_len());
+    let levels = std::iter::successors(first, |level| {
+        let inner = encap::inner(head, level.protocol, level.transport)?;
+        level_at(head, inner.at, level.end)
+    });
+    levels.take(1 + encap::DEPTH_MAX)
+}
+
+/// The packet whose IP header is at `network`, if it ends before `end`.
+fn level_at(head: &[u8], network: usize, end: usize) -> Option<Level> {
+    transport_of(head, network).filter(|level| level.end <= end)
+}
+
+/// The packet whose IP header is at `network` in `head`.
+fn transport_of(head: &[u8], network: usize) -> Option<Level> {
     let packet = head.get(network..)?;
     let (protocol, offset, len, pseudo_header) = match packet.first()? >> 4 {
         4 => {
@@ -155,16 +185,17 @@ fn transport_of(
         }
         _ => return None,
     };
-    let transport = network + offset;
-    let kind = match (protocol, field_of(protocol)) {
-        (Protocol::SCTP, _) => Some((transport + SCTP_CHECK, Kind::Crc32c)),
+    let (transport, end) = (network + offset, network + len);
+    let of = |field: usize, kind| Checksum { transport, end, field: transport + field, kind };
+    let checksum = match (protocol, field_of(protocol)) {
+        (Protocol::SCTP, _) => Some(of(SCTP_CHECK, Kind::Crc32c)),
         (_, Some(field)) => {
             let is_udp = protocol == Protocol::UDP;
-            Some((transport + field, Kind::Internet { pseudo_header, is_udp }))
+            Some(of(field, Kind::Internet { pseudo_header, is_udp }))
         }
         _ => None,
     };
-    Some((protocol, transport, network + len, kind))
+    Some(Level { protocol, transport, end, checksum })
 }
 
 impl Checksum {
@@ -192,6 +223,16 @@ impl Checksum {
                 skb.network_chunk_at(self.field) == Some(&[0; 4]) && self.crc32c(skb) != 0
             }
         }
+    }
+
+    /// Whether a checksum outside will be right when this partial one is completed (`lco_csum`): what this one covers then
+    /// adds up to the complement of its pseudo-header, which the field holds. Another is of the packet as it is.
+    fn is_within(&self, outer: &Outer, skb: &SkBuff) -> bool {
+        let Kind::Internet { pseudo_header, .. } = self.kind else { return false };
+        let head = skb.network_header();
+        let Some(between) = head.get(outer.from..self.transport) else { return false };
+        let inside = !fold(pseudo_header);
+        is_valid(outer.pseudo_header + ones_complement_sum(between) + u32::from(inside))
     }
 
     /// `skb_checksum`: the sum of the octets that the checksum covers, in all buffers of the packet.
@@ -245,20 +286,14 @@ pub(super) fn skb_checksum_help(skb: &mut SkBuff) {
 
 #[cold]
 fn complete(skb: &mut SkBuff) {
-    let summed = std::mem::take(&mut skb.ip_summed);
-    let checksum = match summed {
-        // Found by what it was when the packet was received: hook functions may have changed the field since.
-        IpSummed::Partial => {
-            let found = transport_of(skb.network_header(), 0);
-            let checksum = found.and_then(|(_, transport, end, kind)| {
-                let (field, kind) = kind?;
-                Some(Checksum { transport, end, field, kind })
-            });
-            checksum.filter(|checksum| checksum.is_whole(skb))
-        }
-        _ => find(skb).map(|(checksum, _)| checksum),
+    // Where it was found when the packet was received: hook functions may have changed the field since.
+    let depth = match std::mem::take(&mut skb.ip_summed) {
+        IpSummed::None => return,
+        IpSummed::Partial => 0,
+        IpSummed::PartialOther { depth } => usize::from(depth),
     };
-    let Some(checksum) = checksum else { return };
+    let checksum = levels(skb).nth(depth).and_then(|level| level.checksum);
+    let Some(checksum) = checksum.filter(|checksum| checksum.is_whole(skb)) else { return };
     let value = checksum.value(skb);
     let (field, len) = (checksum.field, checksum.field_len());
     if let Some(field) = skb.network_header_mut().get_mut(field..field + len) {

@@ -2,7 +2,8 @@
 //! and GPE) and Geneve, each with an IP packet or an Ethernet frame.
 //!
 //! UDP tunnels have no fixed port; they are recognised by their headers. A packet that only looks like one is not changed
-//! unless it has a partial checksum at the place where a tunnel would have it, which is not valid in any other packet.
+//! unless it has a partial checksum at the place where a tunnel would have it. Not recognised are FOU, GUE and others without a
+//! header of their own, ERSPAN, MPLS, and frames with two tags.
 
 use crate::skb::SkBuff;
 use crate::wire::{EtherType, Protocol, ethernet};
@@ -38,6 +39,26 @@ pub(super) fn may_have_transport(protocol: Protocol) -> bool {
     is_tunnel || protocol == Protocol::SCTP || crate::wire::ipv6_ext::is_ext_header(protocol)
 }
 
+/// Whether the XDP program leaves a packet that it received on a port with partial checksums to workers
+/// (`check_for` of xdp-prog): it does not look into tunnels.
+#[inline]
+pub(super) fn is_left_to_workers(skb: &SkBuff, protocol: Protocol, transport: usize) -> bool {
+    match protocol {
+        Protocol::TCP => false,
+        Protocol::UDP => may_be_udp_tunnel(skb, transport),
+        _ => may_have_transport(protocol),
+    }
+}
+
+/// A packet inside a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Inner {
+    /// Offset of its IP header.
+    pub at: usize,
+    /// The tunnel's header has a checksum of all that follows it (GRE).
+    pub is_summed: bool,
+}
+
 /// What a tunnel contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Contents {
@@ -52,8 +73,11 @@ fn udp_tunnel(header: &[u8; TUNNEL_LEN]) -> Option<(usize, Contents)> {
     match *header {
         // It is reserved in all of them.
         [.., last] if last != 0 => None,
-        // VXLAN (RFC 7348 §5); 0x88: with a group policy, of which the second octet has two flags.
-        [0x08 | 0x88, flags, ..] if flags & !0x48 == 0 => Some((TUNNEL_LEN, Contents::Ethernet)),
+        // VXLAN (RFC 7348 §5), of which the octets after the first are reserved. Geneve with as many options (8 words) has
+        // a protocol there.
+        [0x08, 0, 0, 0, ..] => Some((TUNNEL_LEN, Contents::Ethernet)),
+        // With a group policy, and two more flags.
+        [0x88, flags, ..] if flags & !0x48 == 0 => Some((TUNNEL_LEN, Contents::Ethernet)),
         // VXLAN-GPE: the next protocol is IPv4, IPv6 or Ethernet.
         [0x0c, 0, 0, 1 | 2, ..] => Some((TUNNEL_LEN, Contents::Ip)),
         [0x0c, 0, 0, 3, ..] => Some((TUNNEL_LEN, Contents::Ethernet)),
@@ -74,8 +98,9 @@ fn contents(protocol: u16) -> Option<Contents> {
     }
 }
 
-/// The offset of the IP header inside a tunnel; `transport`: that of the header after the outer IP header.
-pub(super) fn inner(head: &[u8], protocol: Protocol, transport: usize) -> Option<usize> {
+/// The packet inside a tunnel; `transport`: the offset of the header after the outer IP header.
+pub(super) fn inner(head: &[u8], protocol: Protocol, transport: usize) -> Option<Inner> {
+    let mut is_summed = false;
     let (at, contents) = match protocol {
         Protocol::IPIP | Protocol::IPV6 => (transport, Contents::Ip),
         Protocol::GRE => {
@@ -86,6 +111,7 @@ pub(super) fn inner(head: &[u8], protocol: Protocol, transport: usize) -> Option
             if flags & GRE_MUST_BE_ZERO != 0 {
                 return None;
             }
+            is_summed = flags & GRE_FIELDS[0] != 0;
             (transport + GRE_LEN + 4 * fields, contents)
         }
         Protocol::UDP => {
@@ -95,10 +121,11 @@ pub(super) fn inner(head: &[u8], protocol: Protocol, transport: usize) -> Option
         }
         _ => return None,
     };
-    match contents {
-        Contents::Ip => Some(at),
-        Contents::Ethernet => after_ethernet(head, at),
-    }
+    let at = match contents {
+        Contents::Ip => at,
+        Contents::Ethernet => after_ethernet(head, at)?,
+    };
+    Some(Inner { at, is_summed })
 }
 
 /// The offset of the IP header in an Ethernet frame with at most one tag.

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use super::burst_routes::BurstRoutes;
 use super::csum_partial::skb_checksum_help;
 use super::dst::Dst;
+use super::encap::is_left_to_workers;
 use super::eth_input::is_l2_multicast;
 use super::flow_cache::Entry;
 use super::headers::{Iphdr, Ipv6hdr};
@@ -30,7 +31,7 @@ use crate::netfilter::{Passage, Passed};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib};
 use crate::tables::Link;
-use crate::wire::{ethernet, ipv6};
+use crate::wire::{Protocol, ethernet, ipv6};
 
 /// How a packet passed.
 #[derive(Debug)]
@@ -60,7 +61,7 @@ pub(super) fn nf_flow_offload_ip<'a>(
     let key = flow_key4(skb.network_header())?;
     let transport = (iph.protocol.0, usize::from(iph.header_len));
     if iph.ttl > 1
-        && !ctx.state.offload.is_due(&key, skb.port, ctx.now_ns)
+        && !is_due(&key, skb, transport, dev, ctx)
         && let Some((entry, passed)) = pass_as_before(&key, skb, transport, dev, ctx)
     {
         ctx.stats.mib(Mib::IpForwDatagrams);
@@ -112,7 +113,7 @@ pub(super) fn nf_flow_offload_ipv6<'a>(
     let key = flow_key6(skb.network_header())?;
     let transport = (hdr.next_header.0, ipv6::HEADER_LEN);
     if hdr.hop_limit > 1
-        && !ctx.state.offload.is_due(&key, skb.port, ctx.now_ns)
+        && !is_due(&key, skb, transport, dev, ctx)
         && let Some((entry, passed)) = pass_as_before(&key, skb, transport, dev, ctx)
     {
         ctx.stats.mib(Mib::Ip6OutForwDatagrams);
@@ -177,6 +178,22 @@ fn complete(skb: &mut SkBuff, entry: &Entry, passed: Passed) -> Result<Offloaded
     entry.hh.write(header);
     skb_checksum_help(skb);
     Ok(Offloaded::Xmit(entry.port, passed_post_routing(skb, passed)))
+}
+
+/// Whether the flow is to be offered to be offloaded with this packet.
+#[inline(always)]
+fn is_due(
+    key: &FlowKey,
+    skb: &SkBuff,
+    (protocol, transport): (u8, usize),
+    dev: &Link,
+    ctx: &mut Ctx<'_>,
+) -> bool {
+    if dev.partial_csum && is_left_to_workers(skb, Protocol(protocol), transport) {
+        ctx.state.offload.is_never_due();
+        return false;
+    }
+    ctx.state.offload.is_due(key, skb.port, ctx.now_ns)
 }
 
 /// Whether nothing but fragments, or a neighbour that is not known, keeps the packet from being sent.

@@ -7,6 +7,7 @@ use xdp_prog::{VlanKey, vlan_key};
 
 use super::Ctx;
 use super::dst::Dst;
+use super::encap::is_left_to_workers;
 use super::eth_input::is_l2_multicast;
 use super::offload::{FlowMeter, OFFERS, Offer, OffloadPorts, wide_hash};
 use crate::fib::{FibInfo, Prefix4, Prefix6};
@@ -14,7 +15,7 @@ use crate::netfilter::conntrack::FlowKey;
 use crate::skb::SkBuff;
 use crate::tables::{EgressTag, Forwarding6, Link, Tables};
 use crate::wire::vlan::HEADER_LEN as TAG_LEN;
-use crate::wire::{EtherType, Ipv4Packet, Ipv6Packet, ethernet};
+use crate::wire::{EtherType, Ipv4Packet, Ipv6Packet, ethernet, ipv6};
 
 /// Longest packets of an offloaded flow, octets.
 const MTU_MAX: u32 = 0x7fff;
@@ -30,6 +31,9 @@ pub(super) fn offer(
 ) {
     let Some(on) = &mut ctx.state.offload.on else { return };
     let due = on.due.take();
+    if due.is_none() && dev.partial_csum && is_left(skb, protocol) {
+        return;
+    }
     let is_open = on.ports.has(skb.port, OffloadPorts::RX)
         && on.ports.has(dst.port, OffloadPorts::TX)
         && ctx.out.offers.len() < OFFERS;
@@ -87,6 +91,19 @@ pub(super) fn offer(
         neigh_changes: on.neigh_changes,
         carried: due.map(|due| due.carried),
     });
+}
+
+/// Whether the XDP program would leave a packet to workers. (IPv6 packets with extension headers are not offloaded anyway.)
+fn is_left(skb: &SkBuff, protocol: EtherType) -> bool {
+    let head = skb.network_header();
+    let (next, transport) = match protocol {
+        EtherType::IPV4 => {
+            let packet = Ipv4Packet::new_unchecked(head);
+            (packet.protocol(), packet.header_len())
+        }
+        _ => (Ipv6Packet::new_unchecked(head).next_header(), ipv6::HEADER_LEN),
+    };
+    is_left_to_workers(skb, next, transport)
 }
 
 /// Counts a packet with these addresses, and returns the key of the widest entry that can stand for it, if there have

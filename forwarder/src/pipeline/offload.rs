@@ -169,6 +169,14 @@ impl Offload {
         on.is_due
     }
 
+    /// The same of a packet that the XDP program would leave to workers: its flow is not offered.
+    #[inline]
+    pub fn is_never_due(&mut self) {
+        if let Some(on) = &mut self.on {
+            (on.is_due, on.due) = (false, None);
+        }
+    }
+
     /// A packet of a carried flow passes, and has been routed and translated.
     #[inline]
     pub fn passes(&mut self, key: &FlowKey, carried: impl FnOnce() -> OfferedFlow) {

@@ -38,8 +38,11 @@ pub enum IpSummed {
     /// The checksum field holds only the pseudo-header sum; it must be completed before the packet is
     /// sent.
     Partial,
-    /// The same of a packet inside a tunnel, or of SCTP, whose field holds 0.
-    PartialOther,
+    /// The same of a packet inside tunnels, or of SCTP, whose field holds 0.
+    PartialOther {
+        /// The number of tunnels.
+        depth: u8,
+    },
 }
 
 /// `skb->pkt_type`, as far as a router distinguishes it: the destination of the link-layer header.

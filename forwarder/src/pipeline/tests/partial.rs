@@ -132,6 +132,7 @@ fn the_checksum_of_a_packet_in_a_tunnel_is_completed() {
     let packet = inner(Protocol::TCP, segment(sum, b"hello")).packet();
     let tagged = [&ETHERNET[..12], &[0x81, 0, 0, 7, 8, 0]].concat();
     let geneve = [2, 0x40, 0x65, 0x58, 0, 0, 42, 0, 0, 1, 2, 1, 9, 9, 9, 9];
+    let long_geneve = [&[8, 0, 0x65, 0x58, 0, 0, 42, 0][..], &[0; 32]].concat();
     let ip_in_gre = [0x20, 0, 8, 0, 0, 0, 0, 1];
     let nested = inner(Protocol::IPIP, packet.clone()).packet();
     let tunnels = [
@@ -144,6 +145,11 @@ fn the_checksum_of_a_packet_in_a_tunnel_is_completed() {
         ),
         ("VXLAN-GPE", Protocol::UDP, datagram(&[&[0x0c, 0, 0, 1], &VXLAN[4..], &packet])),
         ("Geneve", Protocol::UDP, datagram(&[&geneve, &ETHERNET, &packet])),
+        (
+            "Geneve, 8 words of options",
+            Protocol::UDP,
+            datagram(&[&long_geneve, &ETHERNET, &packet]),
+        ),
         ("Geneve, IP", Protocol::UDP, datagram(&[&[0, 0, 8, 0, 0, 0, 42, 0], &packet])),
         ("GRE", Protocol::GRE, [&[0, 0, 8, 0], &packet[..]].concat()),
         ("GRE with a key", Protocol::GRE, [&ip_in_gre, &packet[..]].concat()),
@@ -186,6 +192,54 @@ fn the_checksum_of_a_tunnel_is_that_of_the_completed_packet() {
     let sent = veth().one(V4 { payload: outer, ..V4::default() }.frame());
     let sent = forwarded(&sent, 0x0800);
     assert!(is_valid(sum + ones_complement_sum(&sent[sent.len() - 13..])));
+    assert!(is_valid(whole + ones_complement_sum(&sent[20..])));
+}
+
+/// A datagram of a tunnel with a checksum, which holds for the packet inside with the sum `inside`.
+fn summed(packet: &[u8], segment: usize, inside: u16) -> Vec<u8> {
+    let mut outer = datagram(&[&VXLAN, &ETHERNET, packet]);
+    let whole = pseudo4(Protocol::UDP, outer.len());
+    let without = ones_complement_sum(&outer[..outer.len() - segment]);
+    outer[6..8].copy_from_slice(&(!fold(whole + without + u32::from(inside))).to_be_bytes());
+    outer
+}
+
+#[test]
+fn a_tunnel_whose_checksum_is_that_of_the_packet_as_it_is_is_not_changed() {
+    // A copy of a packet with a partial checksum, sent in a tunnel by a program that computes the tunnel's checksum itself.
+    let sum = inner_sum(Protocol::TCP, 25);
+    let packet = inner(Protocol::TCP, segment(sum, b"hello")).packet();
+    let payload = summed(&packet, 25, fold(ones_complement_sum(&packet[20..])));
+    let outer = V4 { payload, ..V4::default() };
+    let sent = veth().one(outer.frame());
+    assert_eq!(forwarded(&sent, 0x0800)[20..], outer.payload);
+    // The same in GRE with a checksum.
+    let mut gre = [&[0x80, 0, 8, 0, 0, 0, 0, 0][..], &packet].concat();
+    let check = !fold(ones_complement_sum(&gre));
+    gre[4..6].copy_from_slice(&check.to_be_bytes());
+    let outer = V4 { protocol: Protocol::GRE, payload: gre, ..V4::default() };
+    let sent = veth().one(outer.frame());
+    assert_eq!(forwarded(&sent, 0x0800)[20..], outer.payload);
+}
+
+#[test]
+fn the_inner_checksum_is_completed_even_if_the_outer_one_looks_partial() {
+    // The VNI is chosen so that the outer checksum is the sum of the pseudo-header, as it is of one in 65,536 flows.
+    let sum = inner_sum(Protocol::TCP, 25);
+    let packet = inner(Protocol::TCP, segment(sum, b"hello")).packet();
+    let mut outer = summed(&packet, 25, !fold(sum));
+    let whole = pseudo4(Protocol::UDP, outer.len());
+    outer[6..8].copy_from_slice(&[0, 0]);
+    outer[12..14].copy_from_slice(&[0, 0]);
+    let rest = whole + ones_complement_sum(&outer[..outer.len() - 25]) + u32::from(!fold(sum));
+    let vni = fold(u32::from(!fold(whole)) + u32::from(!fold(rest)));
+    outer[12..14].copy_from_slice(&vni.to_be_bytes());
+    outer[6..8].copy_from_slice(&fold(whole).to_be_bytes());
+    let all = whole + ones_complement_sum(&outer[..outer.len() - 25]) + u32::from(!fold(sum));
+    assert!(is_valid(all), "the outer checksum takes account of the completed one inside");
+    let sent = veth().one(V4 { payload: outer, ..V4::default() }.frame());
+    let sent = forwarded(&sent, 0x0800);
+    assert!(is_valid(sum + ones_complement_sum(&sent[sent.len() - 25..])));
     assert!(is_valid(whole + ones_complement_sum(&sent[20..])));
 }
 

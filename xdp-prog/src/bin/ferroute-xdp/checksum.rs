@@ -83,12 +83,9 @@ pub fn check_for(
     }
     match packet.protocol {
         IPPROTO_TCP => check_at::<TCP_CHECK>(ctx, offset, packet, addresses),
-        IPPROTO_UDP => {
-            let check = check_at::<UDP_CHECK>(ctx, offset, packet, addresses)?;
-            // The checksum of a packet inside may be the partial one.
-            let is_left = packet.is_maybe_partial && is_udp_tunnel(ctx, offset);
-            if is_left { None } else { Some(check) }
-        }
+        // The checksum of a packet inside may be the partial one.
+        IPPROTO_UDP if packet.is_maybe_partial && is_udp_tunnel(ctx, offset) => None,
+        IPPROTO_UDP => check_at::<UDP_CHECK>(ctx, offset, packet, addresses),
         IPPROTO_IPIP | IPPROTO_IPV6 | IPPROTO_GRE | IPPROTO_SCTP if packet.is_maybe_partial => None,
         _ => Some(NewCheck::NONE),
     }
