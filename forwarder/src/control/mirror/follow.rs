@@ -367,9 +367,18 @@ impl Follower {
             if self.state.routes4.bodies().iter().any(|(_, body)| body.has_dead()) {
                 self.doubt(now, |parts| parts.routes4 = true);
             }
-        } else if self.state.del_addr(&addr) && addr.local.is_ipv4() {
-            self.addr4_gone(&addr);
-            self.doubt(now, |parts| parts.routes4 = true);
+        } else if self.state.del_addr(&addr) {
+            match addr.local.is_ipv4() {
+                true => {
+                    self.addr4_gone(&addr);
+                    self.doubt(now, |parts| parts.routes4 = true);
+                }
+                // With disable_ipv6, its routes go as well; with route.skip_notify_on_dev_down, without events.
+                false if !self.has_addr(addr.ifindex, Family::V6) => {
+                    self.doubt(now, |parts| parts.routes6 = true);
+                }
+                false => {}
+            }
         }
         // The kernel determines the order of addresses, and may have promoted secondary ones.
         self.doubt(now, |parts| parts.addrs = true);
@@ -383,15 +392,16 @@ impl Follower {
             let local: IpAddr = gone.local;
             flush_with(&mut self.state.routes4, |body| body.prefsrc == Some(local));
         }
-        let last = !self
-            .state
-            .addrs
-            .iter()
-            .any(|addr| addr.ifindex == gone.ifindex && addr.local.is_ipv4());
-        if last {
+        if !self.has_addr(gone.ifindex, Family::V4) {
             let dead = |oif: u32| oif == gone.ifindex;
             flush_with(&mut self.state.routes4, |body| leads_only(body, &dead));
         }
+    }
+
+    fn has_addr(&self, ifindex: u32, family: Family) -> bool {
+        let is_one =
+            |addr: &AddrState| addr.ifindex == ifindex && Family::of(&addr.local) == family;
+        self.state.addrs.iter().any(is_one)
     }
 
     fn route(&mut self, message: &Message<'_>, now: Instant) -> Option<()> {
@@ -451,9 +461,18 @@ impl Follower {
             let id = nexthop.id;
             let was_blackhole = self.state.is_blackhole(id);
             self.state.nexthops.insert(id, nexthop);
-            // The kernel reports the type of a route by its object, and says nothing of it when that changes.
+            // The kernel reports the type of a route by its object. With nexthop_compat_mode=0, it does not report that the
+            // type has changed with the object.
             if was_blackhole != self.state.is_blackhole(id) {
-                self.doubt(now, |parts| (parts.routes4, parts.routes6) = (true, true));
+                let uses = |body: &RouteBody| body.nhid != 0 && self.state.leads_by(body.nhid, id);
+                let used4 = self.state.routes4.bodies().iter().any(|(_, body)| uses(body));
+                let used6 = self.state.routes6.bodies().iter().any(|(_, body)| uses(body));
+                if used4 || used6 {
+                    self.doubt(now, |parts| {
+                        parts.routes4 |= used4;
+                        parts.routes6 |= used6;
+                    });
+                }
             }
         } else {
             // A dump may have been without it already; the kernel has removed its routes without events.

@@ -22,6 +22,7 @@ pub mod follow;
 mod parse;
 mod resolve;
 pub mod rib;
+mod rib_addr;
 mod rx_handlers;
 mod self_check;
 pub mod show;

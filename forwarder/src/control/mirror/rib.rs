@@ -3,11 +3,11 @@
 //! the leaf in the compiled tables.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::fib::prefix::Address;
+pub use super::rib_addr::RibAddr;
 pub use crate::tables::RT_SCOPE_HOST;
 
 /// NLM_F_REPLACE.
@@ -17,6 +17,8 @@ const NLM_F_APPEND: u16 = 0x800;
 
 /// RTN_UNICAST.
 pub const RTN_UNICAST: u8 = 1;
+/// RTN_BLACKHOLE.
+pub const RTN_BLACKHOLE: u8 = 6;
 /// RTN_LOCAL.
 pub const RTN_LOCAL: u8 = 2;
 /// RTN_BROADCAST.
@@ -34,46 +36,6 @@ const RTPROT_RA: u8 = 9;
 
 /// The first id of a route body; lower ones are the compiler's special leaves.
 pub const FIRST_BODY: u32 = 3;
-
-/// An address as an integer: `u32` or `u128`.
-pub trait RibAddr: Address + Default {
-    /// Whether routes are inserted by the IPv6 rules.
-    const V6: bool;
-    /// Converts an address of the same family; `None` for the other family.
-    fn from_ip(addr: IpAddr) -> Option<Self>;
-    /// Converts to an address.
-    fn to_ip(self) -> IpAddr;
-}
-
-impl RibAddr for u32 {
-    const V6: bool = false;
-
-    fn from_ip(addr: IpAddr) -> Option<u32> {
-        match addr {
-            IpAddr::V4(addr) => Some(addr.to_bits()),
-            IpAddr::V6(_) => None,
-        }
-    }
-
-    fn to_ip(self) -> IpAddr {
-        Ipv4Addr::from_bits(self).into()
-    }
-}
-
-impl RibAddr for u128 {
-    const V6: bool = true;
-
-    fn from_ip(addr: IpAddr) -> Option<u128> {
-        match addr {
-            IpAddr::V6(addr) => Some(addr.to_bits()),
-            IpAddr::V4(_) => None,
-        }
-    }
-
-    fn to_ip(self) -> IpAddr {
-        Ipv6Addr::from_bits(self).into()
-    }
-}
 
 /// RTA_OIF, RTA_GATEWAY or RTA_VIA, and the fields of `struct rtnexthop`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -103,6 +65,8 @@ pub enum Expiry {
     Running,
     /// It has expired and the kernel has not removed it yet: not used.
     Expired,
+    /// It is what is left of a multipath route whose first next hop had expired: not known before the next dump.
+    Unknown,
 }
 
 /// A route without table and prefix.
@@ -171,6 +135,12 @@ impl RouteBody {
     fn same_route(&self, other: &RouteBody) -> bool {
         if self == other {
             return true;
+        }
+        // The kernel reports the type by the nexthop object as it is now.
+        let by_object =
+            |body: &RouteBody| body.nhid != 0 && matches!(body.kind, RTN_UNICAST | RTN_BLACKHOLE);
+        if self.kind != other.kind && by_object(self) && by_object(other) {
+            return self.same_route(&RouteBody { kind: self.kind, ..other.clone() });
         }
         let alive = |body: &RouteBody| {
             let mut body = body.clone();
@@ -688,7 +658,11 @@ fn remove_nexthops(list: &mut Vec<Arc<RouteBody>>, gone: &RouteBody) -> Applied 
     }
     // The kernel reports the attributes of the first hop (metrics, protocol) for the whole route.
     let first_stays = list[at].nexthops.first() == left.first();
-    list[at] = Arc::new(RouteBody { nexthops: left, ..(*list[at]).clone() });
+    let expiry = match list[at].expiry {
+        Expiry::Expired | Expiry::Unknown if !first_stays => Expiry::Unknown,
+        expiry => expiry,
+    };
+    list[at] = Arc::new(RouteBody { nexthops: left, expiry, ..(*list[at]).clone() });
     if first_stays { Applied::Changed } else { Applied::Doubt }
 }
 

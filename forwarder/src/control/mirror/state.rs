@@ -198,6 +198,13 @@ impl Lifetime {
     }
 }
 
+impl Lifetime {
+    /// Whether it ends another second.
+    fn differs(self, other: Lifetime) -> bool {
+        self.left().abs_diff(other.left()) > 1
+    }
+}
+
 impl PartialEq for Lifetime {
     fn eq(&self, other: &Lifetime) -> bool {
         matches!(self, Lifetime::Forever) == matches!(other, Lifetime::Forever)
@@ -407,14 +414,17 @@ impl RouterState {
     /// Adds or replaces an address at the kernel's position (`__inet_insert_ifa`). Returns whether
     /// the state changed.
     pub fn add_addr(&mut self, addr: AddrState) -> bool {
-        let addrs = Arc::make_mut(&mut self.addrs);
-        let Some(old) = addrs.iter_mut().find(|old| old.same_key(&addr)) else {
-            addrs.push(addr);
+        let Some(at) = self.addrs.iter().position(|old| old.same_key(&addr)) else {
+            Arc::make_mut(&mut self.addrs).push(addr);
             return true;
         };
+        let old = &self.addrs[at];
         let is_new = *old != addr;
-        // Its lifetimes may be new.
-        *old = addr;
+        let has_new_lifetimes =
+            old.valid_lft.differs(addr.valid_lft) || old.preferred_lft.differs(addr.preferred_lft);
+        if is_new || has_new_lifetimes {
+            Arc::make_mut(&mut self.addrs)[at] = addr;
+        }
         is_new
     }
 
@@ -432,6 +442,12 @@ impl RouterState {
             Some([(member, _)]) => drops(member),
             _ => drops(&id),
         }
+    }
+
+    /// Whether nexthop object `id` is `member`, or a group that has it.
+    pub fn leads_by(&self, id: u32, member: u32) -> bool {
+        let group = self.nexthops.get(&id).map_or(&[][..], |nexthop| &nexthop.group);
+        id == member || group.iter().any(|(of_group, _)| *of_group == member)
     }
 
     /// Rules of a family.

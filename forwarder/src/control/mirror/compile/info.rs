@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use super::vlans::Devs;
 use crate::control::mirror::rib::{
-    Expiry, RTN_ANYCAST, RTN_BROADCAST, RTN_LOCAL, RTN_UNICAST, RTNH_F_DEAD, RTNH_F_ONLINK,
-    RouteBody,
+    Expiry, RTN_ANYCAST, RTN_BLACKHOLE, RTN_BROADCAST, RTN_LOCAL, RTN_UNICAST, RTNH_F_DEAD,
+    RTNH_F_ONLINK, RouteBody,
 };
 use crate::control::mirror::state::{Family, NexthopState, RouterState};
 use crate::fib::{FibInfo, Nexthop, Nexthops, RouteType};
@@ -16,7 +16,6 @@ const RTAX_MTU: u16 = 2;
 /// RTAX_HOPLIMIT.
 const RTAX_HOPLIMIT: u16 = 10;
 const RTN_MULTICAST: u8 = 5;
-const RTN_BLACKHOLE: u8 = 6;
 const RTN_UNREACHABLE: u8 = 7;
 const RTN_PROHIBIT: u8 = 8;
 const RTN_THROW: u8 = 9;
@@ -66,7 +65,7 @@ pub fn unsupported(state: &RouterState, body: &RouteBody) -> Option<&'static str
 /// The kernel reports the lifetime of the first next hop of an IPv6 multipath route for all of them. Its lookup leaves out
 /// those that have expired (`__find_rr_leaf`) until they are removed, at most 30 s later.
 fn has_expired_hop(body: &RouteBody) -> bool {
-    body.expiry == Expiry::Expired && body.nexthops.len() > 1
+    body.expiry == Expiry::Unknown || body.expiry == Expiry::Expired && body.nexthops.len() > 1
 }
 
 fn has_way(body: &RouteBody) -> bool {

@@ -46,7 +46,7 @@ const HOPS6: &[&str] = &[
 const SPECIAL: &[&str] = &["blackhole", "unreachable", "prohibit", "throw"];
 const VERBS: &[&str] = &["add", "append", "prepend", "replace", "replace", "del", "del", "change"];
 
-fn route(rng: &mut Rng) -> String {
+fn route(rng: &mut Rng, expires: bool) -> String {
     let v6 = rng.below(2) == 0;
     let verb = rng.pick(VERBS);
     let prefix = rng.pick(if v6 { PREFIXES6 } else { PREFIXES4 });
@@ -70,7 +70,7 @@ fn route(rng: &mut Rng) -> String {
     let table = if rng.below(4) == 0 { "table 100" } else { "" };
     let protocol = if rng.below(5) == 0 { rng.pick(&["proto static", "proto ra"]) } else { "" };
     let expires = match (v6, rng.below(6)) {
-        (true, 0) => rng.pick(&["expires 1", "expires 2", "expires 900"]),
+        (true, 0) if expires => rng.pick(&["expires 1", "expires 2", "expires 900"]),
         _ => "",
     };
     let family = if v6 { "-6" } else { "-4" };
@@ -295,10 +295,10 @@ fn sysctl(rng: &mut Rng) -> String {
     }
 }
 
-/// A command line for a program.
-pub fn command(rng: &mut Rng) -> String {
+/// A command line for a program. `expires`: also for routes that expire.
+pub fn command(rng: &mut Rng, expires: bool) -> String {
     match rng.below(24) {
-        0..=9 => route(rng),
+        0..=9 => route(rng, expires),
         10..=12 => nexthop(rng),
         13 | 14 => rule(rng),
         15 | 16 => link(rng),

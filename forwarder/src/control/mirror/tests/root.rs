@@ -616,5 +616,11 @@ fn root_a_multipath_route_whose_first_next_hop_has_expired_is_left_to_the_kernel
             _ => Err("it is looked up here".to_owned()),
         };
         eventually(&mut mirror, is_left).expect("left to the kernel");
+        // As when the kernel removes it, within 30 s.
+        run("ip -6 route del 2001:db8:5::/48 via 2001:db8::2");
+        mirror.process().expect("process");
+        same_answers(&mirror, &[question]).expect("not the next route");
+        settle(&mut mirror);
+        assert_answers(&mut mirror, &[question]);
     });
 }
