@@ -12,7 +12,7 @@ use super::compile::{Touched, links};
 use super::follow::{Follower, Parts};
 use super::parse;
 use super::rib::{Dump, Rib, RibAddr};
-use super::state::{Family, LinkState, Neighs};
+use super::state::{Family, LinkState, Neighs, Netconf};
 use super::sysctl;
 use crate::control::netlink::message::Message;
 use crate::control::netlink::rtnl::Requests;
@@ -379,7 +379,8 @@ impl Follower {
             let (all, its_end) =
                 self.dump(requests, "dump netconf", request, |m| Parsed::from(parse::netconf(m)))?;
             end = end.and(its_end);
-            netconf.extend(all.into_iter().map(|(family, of, conf)| ((family, of), conf)));
+            let own = all.into_iter().filter(|(_, of, _)| *of != Netconf::DEFAULT);
+            netconf.extend(own.map(|(family, of, conf)| ((family, of), conf)));
         }
         self.touched.conf |= self.state.netconf != netconf;
         self.state.netconf = netconf;

@@ -506,9 +506,17 @@ impl Follower {
             return Some(());
         }
         let (family, ifindex, conf) = parse::netconf(message)?;
-        if family == Family::V4 && ifindex == Netconf::DEFAULT {
-            // It becomes the setting of all interfaces that have none of their own (`devinet_copy_dflt_conf`).
-            self.doubt(now, |parts| parts.netconf = true);
+        if ifindex == Netconf::DEFAULT {
+            // It is of no interface. In IPv4 it becomes the setting of all that have none of their own
+            // (`devinet_copy_dflt_conf`).
+            if family == Family::V4 {
+                let is_of_routes = conf.0[Netconf::IGNORE_LINKDOWN].is_some();
+                self.doubt(now, |parts| {
+                    parts.netconf = true;
+                    parts.routes4 |= is_of_routes;
+                });
+            }
+            return Some(());
         }
         if conf.0[Netconf::IGNORE_LINKDOWN].is_some() {
             // This setting affects RTNH_F_DEAD.
