@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ferroute_tests::bpf::Attached;
 use ferroute_tests::freeze::StoppedThread;
 use ferroute_tests::lab::addr::RIGHT4;
 use ferroute_tests::stream::Stream;
@@ -16,6 +17,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::filters::last_arrival;
 use super::offload::{lab_with_gro, offloaded};
 
 /// The interfaces of the lab, and what tests need: no flow is offloaded, and a machine that is busy changes nothing.
@@ -136,6 +138,37 @@ fn ports_are_added_and_removed_while_others_forward() -> Result<()> {
     ensure!(it.reload(BOTH)? == json!({ "interfaces": true }));
     it.until_ports(&["rt-left", "rt-right"])?;
     it.ferroute.until_in_userspace(Duration::from_millis(200), EVENT_TIMEOUT)?;
+    ensure!(stream.flows(50));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn rules_of_a_port_hold_while_it_becomes_a_matched_one_and_back() -> Result<()> {
+    let Some(it) = Configured::start(BOTH)? else { return Ok(()) };
+    it.lab.router.run("tc qdisc add dev rt-right clsact")?;
+    let stream = Stream::start(&it.lab.left, &it.lab.right, RIGHT4, Duration::from_micros(100))?;
+    ensure!(stream.flows(50));
+    let Some(filter) = Attached::new(&it.lab.router, "drop tc dev rt-right egress")? else {
+        return Ok(());
+    };
+    last_arrival(&stream).context("a rule of a named port")?;
+    let before = stream.received();
+    let state = || it.ports().map(|ports| ports.into_iter().map(|(_, state)| state).collect());
+    let until = |is: &dyn Fn(&str) -> bool| {
+        let right = |ports: Vec<String>| ports.get(1).is_some_and(|state| is(state));
+        ensure!(eventually(|| state().is_ok_and(right)), "{:?}", state());
+        Ok(())
+    };
+    for round in 0..10 {
+        it.reload(&ports(r#"["rt-left", "rt-*"]"#))?;
+        until(&|state| state.contains("would be bypassed"))?;
+        it.reload(BOTH)?;
+        until(&|state| state == "forwarding")?;
+        let passed = stream.received() - before;
+        ensure!(passed == 0, "{passed} packets bypassed the rule in round {round}");
+    }
+    drop(filter);
     ensure!(stream.flows(50));
     Ok(())
 }

@@ -421,7 +421,7 @@ impl Supervisor {
 
     /// Whether packets that userspace would send may be ones that the kernel filters.
     fn must_hand_back(&self) -> bool {
-        self.is_filtered() || self.ports.is_closing_filtered()
+        self.is_filtered() || self.ports.has_open_filtered()
     }
 
     /// Whether the kernel filters forwarded packets, which userspace does not, and this is not ignored.
@@ -631,6 +631,9 @@ impl Supervisor {
         self.follow_sas()?;
         if bypassed != self.bypassed || pending != self.ruleset_pending {
             let is_news = bypassed != self.bypassed;
+        // Before steering: a rule that is no longer one of all ports may be one of a single port that is still open.
+        let filtered = ports::filtered(&self.firewall, &self.options, self.ports.matched_names());
+        let is_filtered_anew = self.ports.set_filtered(filtered);
             (self.bypassed, self.ruleset_pending) = (bypassed, pending);
             if is_news && !self.options.ignore_firewall {
                 match self.bypassed.first() {
@@ -642,8 +645,7 @@ impl Supervisor {
             }
             self.steer()?;
         }
-        let filtered = ports::filtered(&self.firewall, &self.options, self.ports.matched_names());
-        if self.ports.set_filtered(filtered) || self.ports.has_unread() {
+        if is_filtered_anew || self.ports.has_unread() {
             self.bring_up_ports()?;
         }
         Ok(())

@@ -190,10 +190,11 @@ impl PortManager {
         self.iter().any(is_changing)
     }
 
-    /// Whether packets may still be sent on a port whose packets the kernel filters, because its sockets
+    /// Whether packets may still be received or sent on a port whose packets the kernel filters, because its sockets
     /// are not closed yet.
-    pub(super) fn is_closing_filtered(&self) -> bool {
-        self.closing().any(|port| self.filtered.contains_key(&port.ifname))
+    pub(super) fn has_open_filtered(&self) -> bool {
+        self.iter()
+            .any(|port| port.table_ifindex().is_some() && self.filtered.contains_key(&port.ifname))
     }
 
     fn is_closing(&self) -> bool {
