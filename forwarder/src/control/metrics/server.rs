@@ -27,7 +27,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Notify, watch};
 
 use super::listen::{Listener, MetricsSocket};
 use super::page;
@@ -126,7 +126,10 @@ impl Drop for MetricsServer {
 /// What all connections share.
 struct Shared {
     source: Arc<dyn Source>,
-    last: Mutex<Option<(Instant, Arc<Rendered>)>>,
+    /// The last reading and when it ended; `None`: there is none, or it failed.
+    last: watch::Sender<Option<(Instant, Arc<Rendered>)>>,
+    /// Only changed on the server's thread.
+    is_reading: AtomicBool,
     readings: AtomicU64,
     closed: AtomicU64,
     /// Whether only names of this machine are allowed in `Host`: a web page of elsewhere could otherwise read answers
@@ -146,7 +149,8 @@ impl Shared {
     fn new(source: Arc<dyn Source>, addr: &MetricsAddr) -> Shared {
         Shared {
             source,
-            last: Mutex::new(None),
+            last: watch::Sender::new(None),
+            is_reading: AtomicBool::new(false),
             readings: AtomicU64::new(0),
             closed: AtomicU64::new(0),
             is_local: matches!(addr, MetricsAddr::Tcp(_)) && addr.is_local(),
@@ -155,16 +159,27 @@ impl Shared {
 
     /// The last reading, or a new one if that is too old. Clients that come meanwhile wait for the same one.
     async fn current(self: &Arc<Self>) -> Option<Arc<Rendered>> {
-        let mut last = self.last.lock().await;
-        if let Some((at, rendered)) = &*last
+        let mut last = self.last.subscribe();
+        if let Some((at, rendered)) = &*last.borrow_and_update()
             && at.elapsed() < READING_INTERVAL
         {
             return Some(Arc::clone(rendered));
         }
-        let shared = Arc::clone(self);
-        let rendered = tokio::task::spawn_blocking(move || Arc::new(shared.read())).await.ok()?;
-        *last = Some((Instant::now(), Arc::clone(&rendered)));
-        Some(rendered)
+        if !self.is_reading.swap(true, Relaxed) {
+            // Not a part of the connection, which ends when its client disconnects: the reading goes on then, and its
+            // result has to be kept, or each such client would cause a reading of its own.
+            tokio::spawn(Arc::clone(self).refresh());
+        }
+        last.changed().await.ok()?;
+        last.borrow().as_ref().map(|(_, rendered)| Arc::clone(rendered))
+    }
+
+    /// Reads, and publishes the result to all that wait.
+    async fn refresh(self: Arc<Self>) {
+        let shared = Arc::clone(&self);
+        let rendered = tokio::task::spawn_blocking(move || Arc::new(shared.read())).await.ok();
+        self.is_reading.store(false, Relaxed);
+        self.last.send_replace(rendered.map(|rendered| (Instant::now(), rendered)));
     }
 
     fn read(&self) -> Rendered {
@@ -244,10 +259,13 @@ async fn make_room(served: &mut Vec<Served>, shared: &Shared) {
             served.remove(at).task.abort();
             shared.closed.fetch_add(1, Relaxed);
         }
-        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
+            // Its task ends, and closes the descriptor.
+            tokio::task::yield_now().await;
+        } else {
+            tokio::time::sleep(CHECK_INTERVAL).await;
 fn serve<S>(stream: S, shared: &Arc<Shared>) -> Served
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -400,6 +418,22 @@ mod tests {
     fn a_request_has_one_answer_and_head_has_no_body() {
         let (_dir, path, source, _server) = served();
         let head = ask(&path, "HEAD / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\n\r\n");
+
+    #[test]
+    fn clients_that_do_not_wait_for_the_answer_share_a_reading() {
+        let (_dir, path, source, _server) = served();
+        let begun = Instant::now();
+        while begun.elapsed() < 2 * READING_INTERVAL {
+            let mut stream = UnixStream::connect(&path).expect("connects");
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("writes");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let most = begun.elapsed().div_duration_f64(READING_INTERVAL) as u64 + 1;
+        // Readings that wait for their turn would be counted as well.
+        thread::sleep(Duration::from_millis(200));
+        let readings = source.0.load(Relaxed);
+        assert!((1..=most).contains(&readings), "{readings} readings, at most {most}");
+    }
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.ends_with("\r\n\r\n"), "{head}");
         assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
         for (request, status) in [
