@@ -8,7 +8,7 @@ use crossbeam_channel::Receiver;
 use super::Supervisor;
 use super::ports::add_counts;
 use super::relay::REPORT_TIMEOUT;
-use super::snapshot::{PortView, Snapshot};
+use super::snapshot::{PortView, Snapshot, control_silent};
 use crate::control::api::{
     self, Counters, DropsReport, NamedCount, PortReport, StatReport, StatusReport, WorkerReport,
 };
@@ -67,7 +67,13 @@ impl Snapshot {
             ));
             report.mirror.stalled_ms = Some(stalled.as_millis() as u64);
         }
-        if report.state == api::State::Forwarding && (stalled.is_some() || !silent.is_empty()) {
+        let is_forwarding = matches!(report.state, api::State::Forwarding | api::State::Degraded);
+        let is_control_silent = is_forwarding && self.is_control_silent();
+        if is_control_silent && stalled.is_none() {
+            report.warnings.push(control_silent(self.control_timeout));
+        }
+        let is_hanging = is_control_silent || stalled.is_some() || !silent.is_empty();
+        if report.state == api::State::Forwarding && is_hanging {
             report.state = api::State::Degraded;
         }
         report

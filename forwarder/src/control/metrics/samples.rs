@@ -194,7 +194,8 @@ fn port_states(to: &mut Families, status: &StatusReport, reading: &Reading) {
     let each = |value: &dyn Fn(&crate::control::api::PortStatus) -> Value| -> Vec<_> {
         status.ports.iter().map(|port| (labels([&port.ifname]), value(port))).collect()
     };
-    let is_forwarding = matches!(status.state, State::Forwarding | State::Degraded);
+    let is_forwarding =
+        reading.is_steering && matches!(status.state, State::Forwarding | State::Degraded);
     to.add(
         catalog::PORT_FORWARDING,
         each(&|port| {
