@@ -13,8 +13,8 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ use tokio::sync::{Notify, watch};
 
 use super::listen::{Listener, MetricsSocket};
 use super::page;
-use super::samples::{ServerCounts, samples};
+use super::samples::{LastCounts, ServerCounts, samples};
 use super::text::{self, Texts, wants_openmetrics};
 use super::view::Overview;
 use super::{MetricsError, READING_INTERVAL, Source};
@@ -131,6 +131,8 @@ struct Shared {
     /// Only changed on the server's thread.
     is_reading: AtomicBool,
     readings: AtomicU64,
+    /// Only used during a reading.
+    counts: Mutex<LastCounts>,
     closed: AtomicU64,
     /// Whether only names of this machine are allowed in `Host`: a web page of elsewhere could otherwise read answers
     /// under a name of its own that leads here (DNS rebinding).
@@ -152,6 +154,7 @@ impl Shared {
             last: watch::Sender::new(None),
             is_reading: AtomicBool::new(false),
             readings: AtomicU64::new(0),
+            counts: Mutex::default(),
             closed: AtomicU64::new(0),
             is_local: matches!(addr, MetricsAddr::Tcp(_)) && addr.is_local(),
         }
@@ -190,7 +193,9 @@ impl Shared {
             took: begun.elapsed(),
             closed: self.closed.load(Relaxed),
         };
-        let Texts { openmetrics, text } = Texts::of(samples(&reading, server));
+        let mut families = samples(&reading, server);
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).keep(&mut families);
+        let Texts { openmetrics, text } = Texts::of(families);
         let overview = Overview::of(&reading);
         let overview = serde_json::to_vec(&overview).unwrap_or_else(|_| b"null".to_vec());
         Rendered { openmetrics: openmetrics.into(), text: text.into(), overview: overview.into() }
@@ -258,14 +263,14 @@ async fn make_room(served: &mut Vec<Served>, shared: &Shared) {
         if let Some(at) = served.iter().position(Served::may_be_closed) {
             served.remove(at).task.abort();
             shared.closed.fetch_add(1, Relaxed);
-        }
-    }
-}
-
             // Its task ends, and closes the descriptor.
             tokio::task::yield_now().await;
         } else {
             tokio::time::sleep(CHECK_INTERVAL).await;
+        }
+    }
+}
+
 fn serve<S>(stream: S, shared: &Arc<Shared>) -> Served
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -415,11 +420,6 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_one_answer_and_head_has_no_body() {
-        let (_dir, path, source, _server) = served();
-        let head = ask(&path, "HEAD / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\n\r\n");
-
-    #[test]
     fn clients_that_do_not_wait_for_the_answer_share_a_reading() {
         let (_dir, path, source, _server) = served();
         let begun = Instant::now();
@@ -434,6 +434,11 @@ mod tests {
         let readings = source.0.load(Relaxed);
         assert!((1..=most).contains(&readings), "{readings} readings, at most {most}");
     }
+
+    #[test]
+    fn a_request_has_one_answer_and_head_has_no_body() {
+        let (_dir, path, source, _server) = served();
+        let head = ask(&path, "HEAD / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\n\r\n");
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.ends_with("\r\n\r\n"), "{head}");
         assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
         for (request, status) in [
