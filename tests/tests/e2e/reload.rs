@@ -175,6 +175,39 @@ fn rules_of_a_port_hold_while_it_becomes_a_matched_one_and_back() -> Result<()> 
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
+fn a_named_interface_without_room_is_a_degraded_state_until_there_is_room() -> Result<()> {
+    let run = |names: &str| format!("{}max_ports = 2\n", ports(names));
+    let Some(it) = Configured::start(&run(r#"["rt-left", "rt-right"]"#))? else { return Ok(()) };
+    it.lab.router.run("ip link add more0 type veth peer name more1")?;
+    it.lab.router.run("ip link set more0 up")?;
+    it.lab.router.run("ip link set more1 up")?;
+    let status = || -> Result<Value> {
+        // Its exit status is 1 unless everything is forwarded.
+        let output = it.ferroute.command(&["-j", "status"]).output()?;
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    // The number of the removed port is free in a while.
+    ensure!(it.reload(&run(r#"["rt-left", "more0"]"#))? == json!({ "interfaces": true }));
+    let now = status()?;
+    ensure!(now["state"] == "degraded", "{now}");
+    ensure!(now["warnings"].to_string().contains("interface more0 waits until"), "{now}");
+    it.until_ports(&["rt-left", "more0"])?;
+    ensure!(
+        eventually(|| status().is_ok_and(|now| now["state"] == "forwarding")),
+        "{:?}",
+        status()
+    );
+    let said = it.ferroute.said();
+    ensure!(!said.contains("there is no room"), "{said}");
+    ensure!(it.reload(&run(r#"["rt-left", "more0", "more1"]"#))? == json!({ "interfaces": true }));
+    let now = status()?;
+    ensure!(now["state"] == "degraded", "{now}");
+    ensure!(now["warnings"].to_string().contains("there is no room"), "{now}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
 fn a_file_that_is_wrong_is_refused_and_nothing_changes() -> Result<()> {
     let Some(mut it) = Configured::start(BOTH)? else { return Ok(()) };
     for (run, message) in [

@@ -323,6 +323,7 @@ impl Supervisor {
         } else if active == 0 {
             api::State::Starting
         } else if self.ports.iter().any(|port| !port.matched && !port.is_active())
+            || self.ports.has_named_without_number(&self.options)
             || !self.steering_allowed()
         {
             api::State::Degraded

@@ -91,10 +91,10 @@ pub(super) struct PortManager {
     is_starting: bool,
     /// Number of the next opening.
     next_generation: u64,
-    /// Matching interfaces for which there is no room.
+    /// Interfaces for which there is no room.
     without_room: BTreeSet<String>,
-    /// One of them gets room when a free port number may be reused.
-    room_soon: bool,
+    /// Interfaces that get room when a free port number may be reused.
+    room_soon: BTreeSet<String>,
     /// Matched interfaces left to the kernel because of rules on them.
     filtered: Filtered,
     /// Interfaces that could be ports, but it is not known yet whether they have rules on them.
@@ -114,7 +114,7 @@ impl PortManager {
             is_starting: true,
             next_generation: 0,
             without_room: BTreeSet::new(),
-            room_soon: false,
+            room_soon: BTreeSet::new(),
             filtered: Filtered::new(),
             unread: BTreeSet::new(),
             signals,
@@ -216,9 +216,9 @@ impl PortManager {
         self.iter().any(|port| port.wants_retry(now, around.is_alive))
     }
 
-    /// Whether there will be room for a matching interface when a free port number may be reused.
+    /// Whether there will be room for an interface when a free port number may be reused.
     pub(super) fn has_room_soon(&self) -> bool {
-        self.room_soon
+        !self.room_soon.is_empty()
     }
 
     fn submit(&self, job: Job) -> Result<()> {
