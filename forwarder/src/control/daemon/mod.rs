@@ -176,9 +176,11 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    /// `sockets` are listening; `signals` were taken before any thread was started.
+    /// `chosen`: the options before the start changed any. `sockets` are listening; `signals` were taken before any thread was
+    /// started.
     fn start(
         mut options: RunOptions,
+        chosen: RunOptions,
         signals: Arc<Signals>,
         sockets: Sockets,
         own_hooks: Vec<NfHookOps>,
@@ -243,7 +245,7 @@ impl Supervisor {
             ports: PortManager::new(options.interfaces.named(), signals),
             clients: Clients::new(asks, view),
             service: Service::from_environment(),
-            reloads: Reloads::new(Arc::clone(&relay), &options),
+            reloads: Reloads::new(Arc::clone(&relay), &options, chosen),
             checked: Instant::now(),
             beat: Instant::now(),
             caught_up: Instant::now(),
@@ -629,11 +631,11 @@ impl Supervisor {
         self.follow_policies()?;
         let pending = self.follow_ruleset()?;
         self.follow_sas()?;
-        if bypassed != self.bypassed || pending != self.ruleset_pending {
-            let is_news = bypassed != self.bypassed;
         // Before steering: a rule that is no longer one of all ports may be one of a single port that is still open.
         let filtered = ports::filtered(&self.firewall, &self.options, self.ports.matched_names());
         let is_filtered_anew = self.ports.set_filtered(filtered);
+        if bypassed != self.bypassed || pending != self.ruleset_pending {
+            let is_news = bypassed != self.bypassed;
             (self.bypassed, self.ruleset_pending) = (bypassed, pending);
             if is_news && !self.options.ignore_firewall {
                 match self.bypassed.first() {
