@@ -259,6 +259,7 @@ fn the_unit_permits_what_a_run_calls() -> Result<()> {
     let (trace, socket) = (dir.path().join("trace"), dir.path().join("control.sock"));
     let mut command = lab.router.command("strace");
     command.args(["-f", "-qq", "-o"]).arg(&trace).arg(ferroute::binary());
+    let reload_trace = dir.path().join("reload");
     command.arg("run").args(PORTS).args(["-i", "more*"]).args(["--offload", "on"]);
     command.arg("--runtime-dir").arg(dir.path().join("run")).arg("--control").arg(&socket);
     let strace = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
@@ -280,6 +281,11 @@ fn the_unit_permits_what_a_run_calls() -> Result<()> {
         }
         lab.router.run("ip link add more0 type veth peer name other0")?;
         lab.router.run("ip link set more0 up")?;
+        // Refused without a file; as ExecReload calls it.
+        let mut reload = lab.router.command("strace");
+        reload.args(["-f", "-qq", "-o"]).arg(&reload_trace).arg(ferroute::binary());
+        let output = reload.arg("--control").arg(&socket).arg("reload").output()?;
+        ensure!(String::from_utf8_lossy(&output.stderr).contains("without a configuration file"));
         ensure!(eventually(|| {
             let ports = ask(&["status"]).map(|output| output.stdout).unwrap_or_default();
             String::from_utf8_lossy(&ports).contains("port more0")
@@ -297,7 +303,7 @@ fn the_unit_permits_what_a_run_calls() -> Result<()> {
     }
     let output = ferroute::ended(strace)?;
     facts.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
-    let trace = fs::read_to_string(&trace)?;
+    let trace = fs::read_to_string(&trace)? + &fs::read_to_string(&reload_trace)?;
     let (calls, families) = called(&trace);
     ensure!(calls.contains("bpf") && families.contains("AF_XDP"), "{calls:?} {families:?}");
     let unit = fs::read_to_string(repository().join("scripts/ferroute.service"))?;
