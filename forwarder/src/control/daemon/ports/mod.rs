@@ -288,11 +288,12 @@ impl PortManager {
             Ok(active) => {
                 // The device may have been replaced since the thread registered the port with it.
                 active.admit(punt)?;
+                let was_open = port.was_open;
                 port.end_opening(Ok(active));
                 match (port.matched, self.is_starting) {
-                    (true, _) => say!("interface {} is a port now", port.ifname),
                     (false, true) => {}
-                    (false, false) => say!("interface {} is back", port.ifname),
+                    (false, false) if was_open => say!("interface {} is back", port.ifname),
+                    _ => say!("interface {} is a port now", port.ifname),
                 }
             }
         }
