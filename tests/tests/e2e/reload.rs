@@ -296,8 +296,24 @@ fn time_outs_take_effect() -> Result<()> {
     it.write(&BOTH.replace("worker_timeout_ms = 30000", "worker_timeout_ms = 100"))?;
     let said = it.ferroute.ask(&["reload"])?;
     ensure!(said == "worker_timeout_ms: applied: 30000 -> 100\n", "{said}");
-    let _stopped = StoppedThread::stop(pid, "fr-worker0")?;
+    let stopped = StoppedThread::stop(pid, "fr-worker0")?;
     stream.until_flowing(100, Duration::from_secs(10)).context("the kernel does not forward")?;
+    drop(stopped);
+    it.ferroute.until_in_userspace(Duration::from_millis(200), EVENT_TIMEOUT)?;
+    // Of the control thread: workers forward on without it for 30 seconds, then for 0.3.
+    let by_kernel = || Ok::<_, anyhow::Error>(it.ferroute.forwarded_by_kernel()?.v4);
+    let stopped = StoppedThread::stop(pid, "ferroute")?;
+    let before = by_kernel()?;
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(by_kernel()? == before, "the kernel forwards within the time-out");
+    drop(stopped);
+    it.write(&BOTH.replace("control_timeout_ms = 30000", "control_timeout_ms = 300"))?;
+    let said = it.ferroute.ask(&["reload"])?;
+    ensure!(said.contains("control_timeout_ms: applied: 30000 -> 300\n"), "{said}");
+    it.ferroute.until_in_userspace(Duration::from_millis(200), EVENT_TIMEOUT)?;
+    let _stopped = StoppedThread::stop(pid, "ferroute")?;
+    let before = by_kernel()?;
+    ensure!(eventually(|| by_kernel().is_ok_and(|now| now > before + 50)));
     Ok(())
 }
 
