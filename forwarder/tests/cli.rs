@@ -258,6 +258,13 @@ fn configurations_are_checked_and_shown() {
     let default = lab.text("config default");
     write(&default.replace("#interfaces = ", "interfaces = "));
     assert_eq!(lab.text(&format!("config check {path}")), format!("{path}: valid\n"));
+    // What `run` would refuse is said.
+    for without in [default.as_str(), "", "[run]\n"] {
+        write(without);
+        let said = lab.text(&format!("config check {path}"));
+        assert_eq!(said, format!("{path}: valid; it names no interfaces, so `run` needs -i\n"));
+    }
+    write(&default.replace("#interfaces = ", "interfaces = "));
     let shown = lab.text(&format!("config show -c {path} --mode copy"));
     assert!(shown.starts_with("[run]\ninterfaces = [\"eth0\", \"lan*\"]\n"), "{shown}");
     assert!(

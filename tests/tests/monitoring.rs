@@ -62,7 +62,8 @@ fn every_alert_is_tested() {
     let mut count = 0;
     for alert in alerts {
         // Once where it must not be raised, and once where it must.
-        let times = tests.matches(alert).count();
+        let words = tests.split(|c: char| !c.is_ascii_alphanumeric());
+        let times = words.filter(|word| *word == alert).count();
         assert!(times >= 2, "{alert} is named {times} times in the tests");
         count += 1;
     }

@@ -30,8 +30,10 @@ fn analyze(args: &[&str]) -> (bool, String) {
 /// A copy under the name that is to be checked, with a program that exists.
 fn copy(dir: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
     let path = dir.path().join(name);
-    let text = text.replace("ExecStart=/usr/bin/ferroute ", "ExecStart=/bin/true ");
-    assert!(text.contains("ExecStart=/bin/true "), "{text}");
+    let text = text.replace("=/usr/bin/ferroute ", "=/bin/true ");
+    for key in ["ExecStart", "ExecReload"] {
+        assert!(text.contains(&format!("\n{key}=/bin/true ")), "{text}");
+    }
     fs::write(&path, text).expect("writes");
     path
 }

@@ -40,10 +40,15 @@ pub fn config(global: &Global, args: &ConfigArgs) -> Result<()> {
     match &args.verb {
         ConfigVerb::Check { file } => {
             let path = file.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
-            check(path)?;
+            let refused = check(path)?;
             match output.json {
-                true => output.json(&serde_json::json!({ "file": path, "valid": true })),
-                false => output.text(&format!("{}: valid\n", path.display())),
+                true => output.json(&serde_json::json!({
+                    "file": path, "valid": true, "run_refuses": refused,
+                })),
+                false => {
+                    let note = refused.map_or(String::new(), |why| format!("; {why}"));
+                    output.text(&format!("{}: valid{note}\n", path.display()))
+                }
             }
         }
         ConfigVerb::Show(run) => {
@@ -62,13 +67,21 @@ pub fn config(global: &Global, args: &ConfigArgs) -> Result<()> {
     }
 }
 
-/// Checks each section, and the options of `run` together. Interfaces may be missing, because they may be given by flag.
-fn check(path: &Path) -> Result<()> {
+/// Checks each section, and the options of `run` together. Interfaces may be missing, because they may be given by flag, and
+/// the file may be one for `replay`. Returns why `run` would refuse such a file.
+fn check(path: &Path) -> Result<Option<&'static str>> {
     let config = Config::load(path)?;
-    let Some(run) = config.run else { return Ok(()) };
+    let mut refused = (!config.xfrm.is_empty())
+        .then_some("`run` refuses it, because the section [xfrm] is for `replay`");
+    let no_interface = "it names no interfaces, so `run` needs -i";
+    let Some(run) = config.run else { return Ok(refused.or(Some(no_interface))) };
+    if run.interfaces.is_empty() {
+        refused = refused.or(Some(no_interface));
+    }
     // Valid with any other key.
     let any = if run.interfaces.is_empty() { vec!["*".to_owned()] } else { Vec::new() };
     let flags = RunFlags { interfaces: any, ..RunFlags::default() };
-    let checked = RunOptions::resolve(flags, Some(run)).map(drop);
-    Ok(checked.map_err(|error| Usage(format!("config {}: {error}", path.display())))?)
+    let checked = RunOptions::resolve(flags, Some(run));
+    checked.map_err(|error| Usage(format!("config {}: {error}", path.display())))?;
+    Ok(refused)
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ferroute_tests::bpf::Attached;
 use ferroute_tests::freeze::StoppedThread;
 use ferroute_tests::lab::addr::RIGHT4;
 use ferroute_tests::stream::Stream;
@@ -16,6 +17,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::filters::last_arrival;
 use super::offload::{lab_with_gro, offloaded};
 
 /// The interfaces of the lab, and what tests need: no flow is offloaded, and a machine that is busy changes nothing.
@@ -142,6 +144,72 @@ fn ports_are_added_and_removed_while_others_forward() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
+fn rules_of_a_port_hold_while_it_becomes_a_matched_one_and_back() -> Result<()> {
+    let Some(it) = Configured::start(BOTH)? else { return Ok(()) };
+    it.lab.router.run("tc qdisc add dev rt-right clsact")?;
+    let stream = Stream::start(&it.lab.left, &it.lab.right, RIGHT4, Duration::from_micros(100))?;
+    ensure!(stream.flows(50));
+    let Some(filter) = Attached::new(&it.lab.router, "drop tc dev rt-right egress")? else {
+        return Ok(());
+    };
+    last_arrival(&stream).context("a rule of a named port")?;
+    let before = stream.received();
+    let state = || it.ports().map(|ports| ports.into_iter().map(|(_, state)| state).collect());
+    let until = |is: &dyn Fn(&str) -> bool| {
+        let right = |ports: Vec<String>| ports.get(1).is_some_and(|state| is(state));
+        ensure!(eventually(|| state().is_ok_and(right)), "{:?}", state());
+        Ok(())
+    };
+    for round in 0..10 {
+        it.reload(&ports(r#"["rt-left", "rt-*"]"#))?;
+        until(&|state| state.contains("would be bypassed"))?;
+        it.reload(BOTH)?;
+        until(&|state| state == "forwarding")?;
+        let passed = stream.received() - before;
+        ensure!(passed == 0, "{passed} packets bypassed the rule in round {round}");
+    }
+    drop(filter);
+    it.lab.router.run("tc filter del dev rt-right egress")?;
+    ensure!(stream.flows(50));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_named_interface_without_room_is_a_degraded_state_until_there_is_room() -> Result<()> {
+    let run = |names: &str| format!("{}max_ports = 2\n", ports(names));
+    let Some(it) = Configured::start(&run(r#"["rt-left", "rt-right"]"#))? else { return Ok(()) };
+    it.lab.router.run("ip link add more0 type veth peer name more1")?;
+    it.lab.router.run("ip link set more0 up")?;
+    it.lab.router.run("ip link set more1 up")?;
+    let status = || -> Result<Value> {
+        // Its exit status is 1 unless everything is forwarded.
+        let output = it.ferroute.command(&["-j", "status"]).output()?;
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    // The number of the removed port is free in a while.
+    ensure!(it.reload(&run(r#"["rt-left", "more0"]"#))? == json!({ "interfaces": true }));
+    let now = status()?;
+    ensure!(now["state"] == "degraded", "{now}");
+    ensure!(now["warnings"].to_string().contains("interface more0 waits until"), "{now}");
+    it.until_ports(&["rt-left", "more0"])?;
+    ensure!(
+        eventually(|| status().is_ok_and(|now| now["state"] == "forwarding")),
+        "{:?}",
+        status()
+    );
+    let said = it.ferroute.said();
+    ensure!(!said.contains("there is no room"), "{said}");
+    // A matched port has the last number.
+    ensure!(it.reload(&run(r#"["rt-left", "rt-right", "more0*"]"#))? == json!({ "interfaces": true }));
+    let now = status()?;
+    ensure!(now["state"] == "degraded", "{now}");
+    ensure!(now["warnings"].to_string().contains("there is no room"), "{now}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
 fn a_file_that_is_wrong_is_refused_and_nothing_changes() -> Result<()> {
     let Some(mut it) = Configured::start(BOTH)? else { return Ok(()) };
     for (run, message) in [
@@ -230,8 +298,24 @@ fn time_outs_take_effect() -> Result<()> {
     it.write(&BOTH.replace("worker_timeout_ms = 30000", "worker_timeout_ms = 100"))?;
     let said = it.ferroute.ask(&["reload"])?;
     ensure!(said == "worker_timeout_ms: applied: 30000 -> 100\n", "{said}");
-    let _stopped = StoppedThread::stop(pid, "fr-worker0")?;
+    let stopped = StoppedThread::stop(pid, "fr-worker0")?;
     stream.until_flowing(100, Duration::from_secs(10)).context("the kernel does not forward")?;
+    drop(stopped);
+    it.ferroute.until_in_userspace(Duration::from_millis(200), EVENT_TIMEOUT)?;
+    // Of the control thread: workers forward on without it for 30 seconds, then for 0.3.
+    let by_kernel = || Ok::<_, anyhow::Error>(it.ferroute.forwarded_by_kernel()?.v4);
+    let stopped = StoppedThread::stop(pid, "ferroute")?;
+    let before = by_kernel()?;
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(by_kernel()? == before, "the kernel forwards within the time-out");
+    drop(stopped);
+    it.write(&BOTH.replace("control_timeout_ms = 30000", "control_timeout_ms = 300"))?;
+    let said = it.ferroute.ask(&["reload"])?;
+    ensure!(said.contains("control_timeout_ms: applied: 30000 -> 300\n"), "{said}");
+    it.ferroute.until_in_userspace(Duration::from_millis(200), EVENT_TIMEOUT)?;
+    let _stopped = StoppedThread::stop(pid, "ferroute")?;
+    let before = by_kernel()?;
+    ensure!(eventually(|| by_kernel().is_ok_and(|now| now > before + 50)));
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use super::flow_list::{CONNECTIONS, FlowSource};
 use super::relay::Relay;
-use super::snapshot::{PortView, STALLED_AFTER, Snapshot};
+use super::snapshot::{PortView, STALLED_AFTER, Snapshot, control_silent};
 use crate::control::api::flow_filter::FlowFilter;
 use crate::control::api::listen::Listening;
 use crate::control::api::server::Server;
@@ -72,7 +72,12 @@ impl Source for Relay {
         let (rules, objects, rules_left_out) =
             snapshot.nft.as_deref().map(counters).unwrap_or_default();
         Reading {
-            status: Some(with_stalls(snapshot.status.clone(), &heartbeats)),
+            status: Some(with_stalls(
+                snapshot.status.clone(),
+                &heartbeats,
+                snapshot.control_timeout,
+            )),
+            is_steering: snapshot.is_steering && !snapshot.is_control_silent(),
             uptime: snapshot.started.elapsed(),
             stat: snapshot.stat_shared(),
             drops: drops.drops,
@@ -141,23 +146,33 @@ impl Relay {
     }
 }
 
-/// Adds what the control thread cannot know: that it, or a worker, is stalled. Their texts do not change while they are, so
-/// that each is one series.
-fn with_stalls(mut status: StatusReport, heartbeats: &Heartbeats) -> StatusReport {
+/// Adds what the control thread cannot know: that it, or a worker, is stalled, or that its heartbeat is older than
+/// `control_timeout`. Their texts do not change while they are, so that each is one series, and come first: they are the
+/// cause, and the number of series is limited.
+fn with_stalls(
+    mut status: StatusReport,
+    heartbeats: &Heartbeats,
+    control_timeout: Duration,
+) -> StatusReport {
     let is_stalled = |age: &Option<Duration>| age.is_some_and(|age| age >= STALLED_AFTER);
-    let before = status.warnings.len();
+    let is_forwarding = matches!(status.state, State::Forwarding | State::Degraded);
+    let is_silent = heartbeats.control.is_none_or(|age| age > control_timeout);
+    let mut stalls = Vec::new();
     if is_stalled(&heartbeats.turn) {
         let seconds = STALLED_AFTER.as_secs();
         let text = format!(
             "control thread: no turn for more than {seconds} s; ports and tables are as of then"
         );
-        status.warnings.push(text);
+        stalls.push(text);
+    } else if is_forwarding && is_silent {
+        stalls.push(control_silent(control_timeout));
     }
     let workers = heartbeats.workers.iter().enumerate().filter(|(_, age)| is_stalled(age));
-    status.warnings.extend(workers.map(|(n, _)| format!("worker {n} does not answer")));
-    if status.state == State::Forwarding && status.warnings.len() > before {
+    stalls.extend(workers.map(|(n, _)| format!("worker {n} does not answer")));
+    if status.state == State::Forwarding && !stalls.is_empty() {
         status.state = State::Degraded;
     }
+    status.warnings.splice(..0, stalls);
     status
 }
 
@@ -241,16 +256,23 @@ mod tests {
         };
         let (short, long) = (Some(Duration::from_millis(20)), Some(Duration::from_secs(3)));
         let heartbeats =
-            |turn, workers: [_; 2]| Heartbeats { turn, control: turn, workers: workers.into() };
-        let fine = with_stalls(status(), &heartbeats(short, [short, None]));
+            |turn, workers: [_; 2]| Heartbeats { turn, control: short, workers: workers.into() };
+        let with = |heartbeats| with_stalls(status(), &heartbeats, Duration::from_secs(1));
+        let fine = with(heartbeats(short, [short, None]));
         assert_eq!((fine.state, fine.warnings.len()), (State::Forwarding, 1));
-        let worker = with_stalls(status(), &heartbeats(short, [short, long]));
+        let worker = with(heartbeats(short, [short, long]));
         assert_eq!(
-            (worker.state, worker.warnings[1].as_str()),
+            (worker.state, worker.warnings[0].as_str()),
             (State::Degraded, "worker 1 does not answer")
         );
-        let control = with_stalls(status(), &heartbeats(long, [short, short]));
+        let control = with(heartbeats(long, [short, short]));
         assert_eq!(control.state, State::Degraded);
-        assert!(control.warnings[1].starts_with("control thread: no turn for more than 1 s"));
+        assert!(control.warnings[0].starts_with("control thread: no turn for more than 1 s"));
+        // It has turns, and does not keep up.
+        for age in [long, None] {
+            let late = with(Heartbeats { control: age, ..heartbeats(short, [short, short]) });
+            assert_eq!((late.state, late.warnings.len()), (State::Degraded, 2));
+            assert!(late.warnings[0].contains("have not been followed for more than 1000 ms"));
+        }
     }
 }

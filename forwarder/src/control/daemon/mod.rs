@@ -176,9 +176,11 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    /// `sockets` are listening; `signals` were taken before any thread was started.
+    /// `chosen`: the options before the start changed any. `sockets` are listening; `signals` were taken before any thread was
+    /// started.
     fn start(
         mut options: RunOptions,
+        chosen: RunOptions,
         signals: Arc<Signals>,
         sockets: Sockets,
         own_hooks: Vec<NfHookOps>,
@@ -243,7 +245,7 @@ impl Supervisor {
             ports: PortManager::new(options.interfaces.named(), signals),
             clients: Clients::new(asks, view),
             service: Service::from_environment(),
-            reloads: Reloads::new(Arc::clone(&relay), &options),
+            reloads: Reloads::new(Arc::clone(&relay), &options, chosen),
             checked: Instant::now(),
             beat: Instant::now(),
             caught_up: Instant::now(),
@@ -421,7 +423,7 @@ impl Supervisor {
 
     /// Whether packets that userspace would send may be ones that the kernel filters.
     fn must_hand_back(&self) -> bool {
-        self.is_filtered() || self.ports.is_closing_filtered()
+        self.is_filtered() || self.ports.has_open_filtered()
     }
 
     /// Whether the kernel filters forwarded packets, which userspace does not, and this is not ignored.
@@ -629,6 +631,9 @@ impl Supervisor {
         self.follow_policies()?;
         let pending = self.follow_ruleset()?;
         self.follow_sas()?;
+        // Before steering: a rule that is no longer one of all ports may be one of a single port that is still open.
+        let filtered = ports::filtered(&self.firewall, &self.options, self.ports.matched_names());
+        let is_filtered_anew = self.ports.set_filtered(filtered);
         if bypassed != self.bypassed || pending != self.ruleset_pending {
             let is_news = bypassed != self.bypassed;
             (self.bypassed, self.ruleset_pending) = (bypassed, pending);
@@ -642,8 +647,7 @@ impl Supervisor {
             }
             self.steer()?;
         }
-        let filtered = ports::filtered(&self.firewall, &self.options, self.ports.matched_names());
-        if self.ports.set_filtered(filtered) || self.ports.has_unread() {
+        if is_filtered_anew || self.ports.has_unread() {
             self.bring_up_ports()?;
         }
         Ok(())

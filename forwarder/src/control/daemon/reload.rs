@@ -32,6 +32,9 @@ pub(super) type ReadOptions = Result<Box<RunOptions>, String>;
 /// Reloads, as the control thread sees them.
 pub(super) struct Reloads {
     relay: Arc<Relay>,
+    /// The options that the file and the flags have, as far as they are in effect. The daemon's own may differ: the start
+    /// changes those that this machine does not permit.
+    chosen: RunOptions,
     /// Flow offload was not off at the start.
     is_offloading: bool,
     /// The thread that reads the file after SIGHUP.
@@ -43,9 +46,22 @@ pub(super) struct Reloads {
 }
 
 impl Reloads {
-    pub(super) fn new(relay: Arc<Relay>, options: &RunOptions) -> Reloads {
+    /// `options`: the daemon's. `chosen`: the same before the start changed any.
+    pub(super) fn new(relay: Arc<Relay>, options: &RunOptions, chosen: RunOptions) -> Reloads {
         let is_offloading = options.offload.is_on();
-        Reloads { relay, is_offloading, thread: None, again: false, pending: VecDeque::new() }
+        Reloads {
+            relay,
+            chosen,
+            is_offloading,
+            thread: None,
+            again: false,
+            pending: VecDeque::new(),
+        }
+    }
+
+    /// Takes over what can take effect. Returns the keys that differ from before.
+    fn take(&mut self, options: &mut RunOptions, new: &RunOptions) -> Vec<KeyChange> {
+        take(&mut self.chosen, options, new, self.is_offloading)
     }
 }
 
@@ -64,7 +80,9 @@ impl Relay {
         self.wakeup.wake();
         let answer = sent.ok().and_then(|()| answered.recv_timeout(APPLY_TIMEOUT).ok());
         answer.unwrap_or_else(|| {
-            Response::error("the control thread does not answer or is stopping; see `status`")
+            Response::error(
+                "the control thread does not answer or is stopping (see `status`); what the file has may still be applied",
+            )
         })
     }
 }
@@ -114,7 +132,7 @@ impl Supervisor {
             }
         };
         let mut options = RunOptions::clone(&self.options);
-        let changes = options.take(&new, self.reloads.is_offloading);
+        let changes = self.reloads.take(&mut options, &new);
         self.options = Arc::new(options);
         for change in &changes {
             self.apply(change)?;
@@ -177,6 +195,17 @@ impl Supervisor {
     }
 }
 
+/// Takes over what can take effect, into the daemon's options and into those that were chosen.
+fn take(
+    chosen: &mut RunOptions,
+    options: &mut RunOptions,
+    new: &RunOptions,
+    is_offloading: bool,
+) -> Vec<KeyChange> {
+    options.take(new, is_offloading);
+    chosen.take(new, is_offloading)
+}
+
 /// A change, for the log.
 fn described(change: &KeyChange) -> String {
     let text = |value: &Option<serde_json::Value>| match value {
@@ -191,6 +220,28 @@ fn described(change: &KeyChange) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::config::RunFlags;
+    use crate::control::config::offload::OffloadMode;
+
+    #[test]
+    fn what_the_start_has_changed_is_not_a_change_of_the_file() {
+        let resolve = |names: &[&str]| {
+            let interfaces = names.iter().map(|name| (*name).to_owned()).collect();
+            let flags = RunFlags { interfaces, ..RunFlags::default() };
+            RunOptions::resolve(flags, None).expect("is right")
+        };
+        let mut chosen = resolve(&["a"]);
+        // Without memory for offloaded flows, and without a runtime directory.
+        let mut options = RunOptions { runtime_dir: None, ..chosen.clone() };
+        options.offload.mode = OffloadMode::Off;
+        assert_eq!(take(&mut chosen, &mut options, &resolve(&["a"]), false), []);
+        let new = resolve(&["b"]);
+        let changes = take(&mut chosen, &mut options, &new, false);
+        assert!(changes.len() == 1 && changes[0].applied, "{changes:?}");
+        assert_eq!(options.interfaces.named(), ["b"]);
+        assert!(options.runtime_dir.is_none() && options.offload.mode == OffloadMode::Off);
+        assert_eq!(take(&mut chosen, &mut options, &new, false), []);
+    }
 
     #[test]
     fn changes_are_described_as_in_the_file() {

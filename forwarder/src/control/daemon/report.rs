@@ -8,7 +8,7 @@ use crossbeam_channel::Receiver;
 use super::Supervisor;
 use super::ports::add_counts;
 use super::relay::REPORT_TIMEOUT;
-use super::snapshot::{PortView, Snapshot};
+use super::snapshot::{PortView, Snapshot, control_silent};
 use crate::control::api::{
     self, Counters, DropsReport, NamedCount, PortReport, StatReport, StatusReport, WorkerReport,
 };
@@ -67,7 +67,13 @@ impl Snapshot {
             ));
             report.mirror.stalled_ms = Some(stalled.as_millis() as u64);
         }
-        if report.state == api::State::Forwarding && (stalled.is_some() || !silent.is_empty()) {
+        let is_forwarding = matches!(report.state, api::State::Forwarding | api::State::Degraded);
+        let is_control_silent = is_forwarding && self.is_control_silent();
+        if is_control_silent && stalled.is_none() {
+            report.warnings.push(control_silent(self.control_timeout));
+        }
+        let is_hanging = is_control_silent || stalled.is_some() || !silent.is_empty();
+        if report.state == api::State::Forwarding && is_hanging {
             report.state = api::State::Degraded;
         }
         report
@@ -143,15 +149,13 @@ impl Snapshot {
 
     fn port_report(&self, port: &PortView, answers: &[WorkerAnswer]) -> PortReport {
         let mut counters = Counters::new();
-        let mut driver = Counters::new();
+        let mut statistics = Vec::new();
         for (worker, answer) in self.workers.iter().zip(answers) {
             for (slot, stats) in worker.stats.slots_of(port.index, self.max_ports) {
                 add(&mut counters, &port_counters(&worker.stats, slot, stats));
-                let statistics =
-                    answer.statistics.as_ref().and_then(|all| all.get(usize::from(slot)));
-                if let Some(statistics) = statistics.copied().flatten() {
-                    add(&mut driver, &named_statistics(statistics));
-                }
+                let of_slot =
+                    |all: &Vec<Option<XdpStatistics>>| all.get(usize::from(slot)).copied();
+                statistics.push(answer.statistics.as_ref().map(|all| of_slot(all).flatten()));
             }
         }
         if let Some(offloads) = &self.offloads {
@@ -160,7 +164,12 @@ impl Snapshot {
         let mut counts = port.counted_before;
         port.counts.iter().for_each(|program| add_counts(&mut counts, program));
         let xdp = named(xdp_prog::Reason::ALL.iter().map(|reason| reason.name()).zip(counts));
-        PortReport { ifname: port.ifname.clone(), counters, driver, xdp }
+        PortReport {
+            ifname: port.ifname.clone(),
+            counters,
+            driver: driver_counters(statistics),
+            xdp,
+        }
     }
 
     /// Answers `drops`.
@@ -300,6 +309,17 @@ fn frames(accounting: WorkerFrames) -> Counters {
     .collect()
 }
 
+/// The sum over the sockets of a port. Each element is of one slot: `None` if its worker did not answer, `Some(None)` if
+/// there is no socket. Nothing unless all have answered: the sum of some would be less than one before, as after a reset.
+fn driver_counters(statistics: Vec<Option<Option<XdpStatistics>>>) -> Counters {
+    let Some(answered) = statistics.into_iter().collect::<Option<Vec<_>>>() else {
+        return Counters::new();
+    };
+    let mut sum = Counters::new();
+    answered.into_iter().flatten().for_each(|of| add(&mut sum, &named_statistics(of)));
+    sum
+}
+
 fn named_statistics(statistics: XdpStatistics) -> Counters {
     let XdpStatistics {
         rx_dropped,
@@ -320,4 +340,18 @@ fn named_statistics(statistics: XdpStatistics) -> Counters {
     .into_iter()
     .map(|(name, count)| (name.to_owned(), count))
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_of_sockets_are_left_out_unless_every_worker_answered() {
+        let some = |rx_ring_full| Some(Some(XdpStatistics { rx_ring_full, ..<_>::default() }));
+        let sum = driver_counters(vec![some(2), Some(None), some(3)]);
+        assert_eq!(sum.get("rx_ring_full"), Some(&5));
+        assert!(driver_counters(vec![some(2), None, some(3)]).is_empty());
+        assert!(driver_counters(vec![Some(None)]).is_empty(), "no socket");
+    }
 }

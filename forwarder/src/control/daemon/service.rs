@@ -2,8 +2,8 @@
 //! thread and all workers are alive.
 //!
 //! The start has ended when packets are forwarded, as `status --wait` has it. If the kernel has to forward
-//! instead, because of its rules or because no interface matches yet, that may last; then the start has ended
-//! as well after [`READY_TIMEOUT`], or a boot would wait for it, and the line of status has the reason.
+//! instead, because of its rules, because no interface matches yet, or because the control thread does not keep
+//! up with its changes, that may last; then the start has ended as well after [`READY_TIMEOUT`], or a boot would wait for it, and the line of status has the reason.
 //! The watchdog gets no ping while a worker gives no heartbeat. The kernel forwards what a worker that hangs
 //! should forward (`worker/liveness.rs`), and the manager restarts the process if that lasts.
 
@@ -87,8 +87,8 @@ impl Supervisor {
         let now = Instant::now();
         let opened = *self.service.opened.get_or_insert(now);
         let silent = self.silent_worker();
-        if !self.service.is_ready && is_beating {
-            let forwards = self.state() == State::Forwarding && silent.is_none();
+        if !self.service.is_ready {
+            let forwards = is_beating && self.state() == State::Forwarding && silent.is_none();
             if forwards || now.duration_since(opened) >= READY_TIMEOUT {
                 notifier.set_status(&self.service_status(silent));
                 notifier.ready();
@@ -141,6 +141,8 @@ impl Supervisor {
                 None => "a port with rules of its own is being closed",
             };
             format!("the kernel forwards: {why}")
+        } else if self.beat.elapsed() > self.options.timeouts.control {
+            "the kernel forwards: its changes have not been followed in time".to_owned()
         } else if active == 0 {
             let why = left().or_else(|| self.unmatched());
             format!("the kernel forwards: {}", why.unwrap_or_else(|| "there is no port".into()))

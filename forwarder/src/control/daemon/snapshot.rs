@@ -21,12 +21,13 @@ use crate::control::mirror::state::Family;
 use crate::control::steering::QueueCounts;
 use crate::fib::Reader;
 use crate::io::Driver;
-use crate::io::af_xdp::{BoundMode, HeartbeatPage};
+use crate::io::af_xdp::{BoundMode, HeartbeatPage, is_fresh};
 use crate::netfilter::Hooks;
 use crate::netfilter::conntrack::FlowTable;
 use crate::netfilter::nft::{Nft, Tracking};
 use crate::tables::{Forwarding6, Published, Tables};
 use crate::worker::WorkerHandle;
+use crate::worker::clock::monotonic_ns;
 use crate::worker::poll::PollMode;
 
 /// The control thread has a turn every 100 ms; after this long without one, `status` reports it.
@@ -76,6 +77,10 @@ pub(super) struct Snapshot {
     pub(super) offloads: Option<Arc<Offloads>>,
     /// The heartbeats of workers and of the control thread; `None`: there are none yet.
     pub(super) heartbeats: Option<Arc<HeartbeatPage>>,
+    /// After this time without a heartbeat of the control thread, the kernel forwards everything.
+    pub(super) control_timeout: Duration,
+    /// Packets may be steered to userspace.
+    pub(super) is_steering: bool,
 }
 
 /// A port.
@@ -150,6 +155,14 @@ impl View {
     }
 }
 
+/// The warning while the control thread's heartbeat is too old. Its text does not change while it is.
+pub(super) fn control_silent(timeout: Duration) -> String {
+    format!(
+        "control thread: the kernel's changes have not been followed for more than {} ms; the kernel forwards until they are",
+        timeout.as_millis()
+    )
+}
+
 impl Snapshot {
     /// The snapshot before there is any state.
     pub(super) fn starting(options: &super::RunOptions) -> Snapshot {
@@ -183,7 +196,17 @@ impl Snapshot {
             flows: None,
             offloads: None,
             heartbeats: None,
+            control_timeout: options.timeouts.control,
+            is_steering: false,
         }
+    }
+
+    /// Whether the kernel forwards everything because the control thread's heartbeat is missing or too old: it does not
+    /// run, or does not keep up with the kernel's changes.
+    pub(super) fn is_control_silent(&self) -> bool {
+        let timeout_ns = self.control_timeout.as_nanos() as u64;
+        let page = self.heartbeats.as_ref();
+        !page.is_some_and(|page| is_fresh(page.control(), monotonic_ns(), timeout_ns))
     }
 
     /// The ports that are shown to users.
@@ -233,6 +256,8 @@ impl Supervisor {
             flows: self.flows.as_ref().map(|flows| Arc::clone(flows.table())),
             offloads: self.offload.as_ref().map(|it| Arc::clone(it.offloads())),
             heartbeats: Some(Arc::clone(self.steering_state.heartbeats())),
+            control_timeout: self.options.timeouts.control,
+            is_steering: !self.stopping && self.steering_allowed(),
         };
         let worker = |(n, cpu): (usize, &Option<usize>)| WorkerStatus {
             worker: n as u32,
@@ -298,6 +323,7 @@ impl Supervisor {
         } else if active == 0 {
             api::State::Starting
         } else if self.ports.iter().any(|port| !port.matched && !port.is_active())
+            || self.ports.has_named_without_number(&self.options)
             || !self.steering_allowed()
         {
             api::State::Degraded

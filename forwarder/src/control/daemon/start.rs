@@ -26,6 +26,7 @@ pub(super) fn start(
     signals: Arc<Signals>,
     hooks: Vec<NfHookOps>,
 ) -> Result<Supervisor> {
+    let chosen = options.clone();
     prepare_runtime_dir(&mut options)?;
     let control = listen(&options.control)?;
     let metrics = options.metrics.as_ref().map(MetricsSocket::open).transpose()?;
@@ -37,7 +38,7 @@ pub(super) fn start(
         log_leftovers(irq::restore_leftovers(&directory.path), "of interrupts");
     }
     privilege::confine(options.changes_interrupts())?;
-    Supervisor::start(options, signals, sockets, hooks)
+    Supervisor::start(options, chosen, signals, sockets, hooks)
 }
 
 /// Creates and checks the runtime directory. An unusable directory is an error if the user named it or the

@@ -1,7 +1,7 @@
 //! Opens the socket that metrics are served at.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -43,6 +43,15 @@ pub enum MetricsError {
         /// The address.
         addr: MetricsAddr,
     },
+    /// Sockets of IPv4 can be opened, and those of IPv6 cannot.
+    #[error(
+        "metrics: {addr}: there are no sockets of IPv6: the kernel is without IPv6, or RestrictAddressFamilies of the systemd \
+         unit does not have AF_INET6; give an IPv4 address or unix:PATH with --metrics"
+    )]
+    NoIpv6 {
+        /// The address.
+        addr: MetricsAddr,
+    },
     /// The path cannot be used.
     #[error("metrics: {addr}: {why}; give another path with --metrics unix:PATH")]
     Path {
@@ -77,6 +86,11 @@ pub(super) enum Listener {
     Unix(UnixListener),
 }
 
+/// Whether this process may open sockets of IPv4.
+fn has_ipv4() -> bool {
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).is_ok()
+}
+
 impl MetricsSocket {
     /// Listens at an address. A unix socket has mode 0600; a stale one is replaced.
     ///
@@ -88,6 +102,9 @@ impl MetricsSocket {
                 let failed = |error: io::Error| match error.raw_os_error() {
                     Some(libc::EADDRINUSE) => MetricsError::InUse { addr: addr.clone() },
                     Some(libc::EADDRNOTAVAIL) => MetricsError::NotHere { addr: addr.clone() },
+                    Some(libc::EAFNOSUPPORT) if tcp.is_ipv6() && has_ipv4() => {
+                        MetricsError::NoIpv6 { addr: addr.clone() }
+                    }
                     Some(libc::EAFNOSUPPORT) => MetricsError::Family { addr: addr.clone() },
                     _ => MetricsError::Io { addr: addr.clone(), what: "listen there", error },
                 };
@@ -148,7 +165,6 @@ fn listen_unix(path: &Path, addr: &MetricsAddr) -> Result<Listening, MetricsErro
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::net::Ipv4Addr;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;

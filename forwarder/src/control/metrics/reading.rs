@@ -16,6 +16,8 @@ pub trait Source: Send + Sync {
 pub struct Reading {
     /// State, ports, workers, mirror; `None`: nothing is known yet.
     pub status: Option<StatusReport>,
+    /// Whether packets may be steered to userspace: otherwise the kernel forwards everything.
+    pub is_steering: bool,
     /// Since the start.
     pub uptime: Duration,
     /// Counters.

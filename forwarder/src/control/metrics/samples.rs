@@ -3,7 +3,8 @@
 //! The number of series is bounded, however many rules, pairs of ports and queues there are: what is left out is counted
 //! in [`catalog::LEFT_OUT`].
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
 use super::catalog::{self, Metric};
@@ -135,6 +136,35 @@ fn flag(is: bool) -> Value {
     Value::Number(f64::from(u8::from(is)))
 }
 
+/// The last values of counters. Some counters are differences, such as packets that were handed to the kernel without those
+/// that it then refused, and decrease a little when their parts are read or counted at different times. A client would take
+/// that for a reset, and count all of it again.
+#[derive(Debug, Default)]
+pub struct LastCounts(HashMap<(Cow<'static, str>, Vec<String>), u64>);
+
+impl LastCounts {
+    /// Keeps each counter at its last value while it is a little less. Below half of it, the counter is taken to have begun
+    /// anew, as those of a port do whose number another interface had.
+    pub fn keep(&mut self, families: &mut [Family]) {
+        // Of what is not there any more, nothing is kept.
+        let mut counts = HashMap::new();
+        for family in families {
+            for (labels, value) in &mut family.samples {
+                let Value::Count(count) = value else { continue };
+                let series = (family.metric.base.clone(), labels.clone());
+                if let Some(&last) = self.0.get(&series)
+                    && *count < last
+                    && *count >= last / 2
+                {
+                    *count = last;
+                }
+                counts.insert(series, *count);
+            }
+        }
+        self.0 = counts;
+    }
+}
+
 /// The samples of a reading.
 pub fn samples(reading: &Reading, server: ServerCounts) -> Vec<Family> {
     let mut to = Families::default();
@@ -177,16 +207,17 @@ fn daemon(
     to.add(catalog::STATE, states.map(state));
     to.gauge(catalog::FORWARDING, u8::from(status.state == State::Forwarding));
     to.number(catalog::WARNINGS, status.warnings.len() as u64);
+    // A series may be there only once.
+    let mut seen = BTreeSet::new();
     let mut shown: Vec<String> = status
         .warnings
         .iter()
-        .take(WARNINGS_MAX)
-        .map(|text| text.chars().take(WARNING_LENGTH_MAX).collect())
+        .map(|text| text.chars().take(WARNING_LENGTH_MAX).collect::<String>())
+        .filter(|text| seen.insert(text.clone()))
         .collect();
-    // A series may be there only once.
+    left_out.insert("warnings", shown.len().saturating_sub(WARNINGS_MAX) as u64);
+    shown.truncate(WARNINGS_MAX);
     shown.sort();
-    shown.dedup();
-    left_out.insert("warnings", (status.warnings.len() - shown.len()) as u64);
     to.add(catalog::WARNING, shown.into_iter().map(|text| (vec![text], flag(true))));
 }
 
@@ -194,7 +225,8 @@ fn port_states(to: &mut Families, status: &StatusReport, reading: &Reading) {
     let each = |value: &dyn Fn(&crate::control::api::PortStatus) -> Value| -> Vec<_> {
         status.ports.iter().map(|port| (labels([&port.ifname]), value(port))).collect()
     };
-    let is_forwarding = matches!(status.state, State::Forwarding | State::Degraded);
+    let is_forwarding =
+        reading.is_steering && matches!(status.state, State::Forwarding | State::Degraded);
     to.add(
         catalog::PORT_FORWARDING,
         each(&|port| {
@@ -484,18 +516,66 @@ mod tests {
         );
     }
 
-    #[test]
-    fn equal_warnings_are_one_series() {
-        let mut reading = Reading::default();
-        let status: StatusReport = serde_json::from_value(serde_json::json!({
+    fn status(warnings: &[String]) -> StatusReport {
+        let status = serde_json::from_value(serde_json::json!({
             "state": "degraded", "pid": 1, "version": "1", "uptime_seconds": 1, "ports": [],
             "workers": [], "mirror": serde_json::to_value(crate::control::api::MirrorStatus::default()).expect("writes"),
-            "warnings": ["a", "a", "b"],
-        }))
-        .expect("a status");
-        reading.status = Some(status);
-        let families = samples(&reading, ServerCounts::default());
-        let warnings = families.iter().find(|family| family.metric == catalog::WARNING);
-        assert_eq!(warnings.expect("is there").samples.len(), 2);
+            "warnings": warnings,
+        }));
+        status.expect("a status")
+    }
+
+    fn of_metric(reading: &Reading, metric: Metric) -> Vec<(Vec<String>, Value)> {
+        let families = samples(reading, ServerCounts::default());
+        families.into_iter().find(|family| family.metric == metric).expect("is there").samples
+    }
+
+    #[test]
+    fn equal_warnings_are_one_series_and_the_first_ones_are_kept() {
+        let text = |n: usize| format!("warning {n:02}");
+        for (warnings, series, left_out) in [
+            (vec![text(1), text(1), text(2)], 2, 0.0),
+            // The last ones in the order of the alphabet come first.
+            ((0..40).rev().flat_map(|n| [text(n), text(n)]).collect(), WARNINGS_MAX, 24.0),
+        ] {
+            let first = warnings[0].clone();
+            let reading = Reading { status: Some(status(&warnings)), ..Reading::default() };
+            let shown = of_metric(&reading, catalog::WARNING);
+            assert_eq!(shown.len(), series);
+            assert!(shown.iter().any(|(labels, _)| *labels == [first.clone()]), "{shown:?}");
+            let counted = of_metric(&reading, catalog::LEFT_OUT);
+            assert!(counted.contains(&(labels(["warnings"]), Value::Number(left_out))));
+        }
+    }
+
+    #[test]
+    fn no_port_forwards_while_nothing_is_steered() {
+        let mut status = status(&[]);
+        status.ports = vec![crate::control::api::PortStatus {
+            ifname: "a".into(),
+            xdp_mode: "native".into(),
+            bind_mode: "copy".into(),
+            ..Default::default()
+        }];
+        for is_steering in [true, false] {
+            let status = Some(status.clone());
+            let reading = Reading { status, is_steering, ..Reading::default() };
+            let forwards = of_metric(&reading, catalog::PORT_FORWARDING);
+            assert_eq!(forwards, [(labels(["a"]), flag(is_steering))]);
+        }
+    }
+
+    #[test]
+    fn a_counter_does_not_decrease_unless_it_begins_anew() {
+        let mut last = LastCounts::default();
+        let mut kept = |count| {
+            let samples = vec![(labels(["LOCAL"]), Value::Count(count))];
+            let mut families = [Family { metric: catalog::PUNTS, samples }];
+            last.keep(&mut families);
+            families[0].samples[0].1.clone()
+        };
+        for (count, expected) in [(100, 100), (98, 100), (99, 100), (101, 101), (3, 3), (4, 4)] {
+            assert_eq!(kept(count), Value::Count(expected));
+        }
     }
 }

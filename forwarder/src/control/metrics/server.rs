@@ -13,8 +13,8 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -27,11 +27,11 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Notify, watch};
 
 use super::listen::{Listener, MetricsSocket};
 use super::page;
-use super::samples::{ServerCounts, samples};
+use super::samples::{LastCounts, ServerCounts, samples};
 use super::text::{self, Texts, wants_openmetrics};
 use super::view::Overview;
 use super::{MetricsError, READING_INTERVAL, Source};
@@ -126,8 +126,13 @@ impl Drop for MetricsServer {
 /// What all connections share.
 struct Shared {
     source: Arc<dyn Source>,
-    last: Mutex<Option<(Instant, Arc<Rendered>)>>,
+    /// The last reading and when it ended; `None`: there is none, or it failed.
+    last: watch::Sender<Option<(Instant, Arc<Rendered>)>>,
+    /// Only changed on the server's thread.
+    is_reading: AtomicBool,
     readings: AtomicU64,
+    /// Only used during a reading.
+    counts: Mutex<LastCounts>,
     closed: AtomicU64,
     /// Whether only names of this machine are allowed in `Host`: a web page of elsewhere could otherwise read answers
     /// under a name of its own that leads here (DNS rebinding).
@@ -146,8 +151,10 @@ impl Shared {
     fn new(source: Arc<dyn Source>, addr: &MetricsAddr) -> Shared {
         Shared {
             source,
-            last: Mutex::new(None),
+            last: watch::Sender::new(None),
+            is_reading: AtomicBool::new(false),
             readings: AtomicU64::new(0),
+            counts: Mutex::default(),
             closed: AtomicU64::new(0),
             is_local: matches!(addr, MetricsAddr::Tcp(_)) && addr.is_local(),
         }
@@ -155,16 +162,27 @@ impl Shared {
 
     /// The last reading, or a new one if that is too old. Clients that come meanwhile wait for the same one.
     async fn current(self: &Arc<Self>) -> Option<Arc<Rendered>> {
-        let mut last = self.last.lock().await;
-        if let Some((at, rendered)) = &*last
+        let mut last = self.last.subscribe();
+        if let Some((at, rendered)) = &*last.borrow_and_update()
             && at.elapsed() < READING_INTERVAL
         {
             return Some(Arc::clone(rendered));
         }
-        let shared = Arc::clone(self);
-        let rendered = tokio::task::spawn_blocking(move || Arc::new(shared.read())).await.ok()?;
-        *last = Some((Instant::now(), Arc::clone(&rendered)));
-        Some(rendered)
+        if !self.is_reading.swap(true, Relaxed) {
+            // Not a part of the connection, which ends when its client disconnects: the reading goes on then, and its
+            // result has to be kept, or each such client would cause a reading of its own.
+            tokio::spawn(Arc::clone(self).refresh());
+        }
+        last.changed().await.ok()?;
+        last.borrow().as_ref().map(|(_, rendered)| Arc::clone(rendered))
+    }
+
+    /// Reads, and publishes the result to all that wait.
+    async fn refresh(self: Arc<Self>) {
+        let shared = Arc::clone(&self);
+        let rendered = tokio::task::spawn_blocking(move || Arc::new(shared.read())).await.ok();
+        self.is_reading.store(false, Relaxed);
+        self.last.send_replace(rendered.map(|rendered| (Instant::now(), rendered)));
     }
 
     fn read(&self) -> Rendered {
@@ -175,7 +193,9 @@ impl Shared {
             took: begun.elapsed(),
             closed: self.closed.load(Relaxed),
         };
-        let Texts { openmetrics, text } = Texts::of(samples(&reading, server));
+        let mut families = samples(&reading, server);
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).keep(&mut families);
+        let Texts { openmetrics, text } = Texts::of(families);
         let overview = Overview::of(&reading);
         let overview = serde_json::to_vec(&overview).unwrap_or_else(|_| b"null".to_vec());
         Rendered { openmetrics: openmetrics.into(), text: text.into(), overview: overview.into() }
@@ -243,8 +263,11 @@ async fn make_room(served: &mut Vec<Served>, shared: &Shared) {
         if let Some(at) = served.iter().position(Served::may_be_closed) {
             served.remove(at).task.abort();
             shared.closed.fetch_add(1, Relaxed);
+            // Its task ends, and closes the descriptor.
+            tokio::task::yield_now().await;
+        } else {
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
-        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
@@ -394,6 +417,22 @@ mod tests {
         assert!((1..=most).contains(&readings), "{readings} readings, at most {most}");
         drop(server);
         assert!(UnixStream::connect(&path).is_err(), "it still listens");
+    }
+
+    #[test]
+    fn clients_that_do_not_wait_for_the_answer_share_a_reading() {
+        let (_dir, path, source, _server) = served();
+        let begun = Instant::now();
+        while begun.elapsed() < 2 * READING_INTERVAL {
+            let mut stream = UnixStream::connect(&path).expect("connects");
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("writes");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let most = begun.elapsed().div_duration_f64(READING_INTERVAL) as u64 + 1;
+        // Readings that wait for their turn would be counted as well.
+        thread::sleep(Duration::from_millis(200));
+        let readings = source.0.load(Relaxed);
+        assert!((1..=most).contains(&readings), "{readings} readings, at most {most}");
     }
 
     #[test]

@@ -81,12 +81,21 @@ fn write(to: &mut MetricEncoder<'_>, kind: Kind, value: &Value) -> fmt::Result {
     }
 }
 
-/// Whether a client that accepts these types gets OpenMetrics.
+/// Whether a client that accepts these types gets OpenMetrics: if it accepts version 1 of it, or any, and does not exclude it
+/// by `q=0`.
 pub fn wants_openmetrics(accept: &str) -> bool {
     accept.split(',').any(|kind| {
-        kind.split(';')
-            .next()
-            .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/openmetrics-text"))
+        let mut words = kind.split(';').map(str::trim);
+        let is_kind = |kind: &str| kind.eq_ignore_ascii_case("application/openmetrics-text");
+        words.next().is_some_and(is_kind)
+            && words.filter_map(|word| word.split_once('=')).all(|(name, value)| {
+                let value = value.trim().trim_matches('"');
+                match name.trim().to_ascii_lowercase().as_str() {
+                    "q" => value.parse::<f64>().is_ok_and(|q| q > 0.0),
+                    "version" => value == "1" || value.starts_with("1."),
+                    _ => true,
+                }
+            })
     })
 }
 
@@ -149,5 +158,18 @@ mod tests {
             "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4";
         assert!(wants_openmetrics(prometheus));
         assert!(!wants_openmetrics("*/*") && !wants_openmetrics(""));
+        for (accept, wants) in [
+            ("application/openmetrics-text", true),
+            ("text/plain, Application/OpenMetrics-Text; charset=utf-8; version=\"1.0.0\"", true),
+            ("application/openmetrics-text;q=0", false),
+            ("application/openmetrics-text; version=1.0.0; q=0.0", false),
+            ("application/openmetrics-text; version=2.0.0", false),
+            (
+                "application/openmetrics-text; version=2.0.0, application/openmetrics-text; version=1.0.0",
+                true,
+            ),
+        ] {
+            assert_eq!(wants_openmetrics(accept), wants, "{accept}");
+        }
     }
 }

@@ -22,6 +22,8 @@ const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
 const WATCHDOG_PID: &str = "WATCHDOG_PID";
 /// Maximum messages that wait until the manager has room; further ones are dropped.
 const WAITING_MAX: usize = 64;
+/// The start, or a reload, has ended.
+const READY: &str = "READY=1\n";
 /// Key of the line of status.
 const STATUS: &str = "STATUS=";
 
@@ -60,7 +62,7 @@ impl Notifier {
 
     /// The start, or a reload, has ended.
     pub fn ready(&mut self) {
-        self.send("READY=1\n".into());
+        self.send(READY.into());
     }
 
     /// A reload begins, at `now_ns` of CLOCK_MONOTONIC.
@@ -94,7 +96,7 @@ impl Notifier {
     pub fn flush(&mut self) -> bool {
         while let Some(message) = self.waiting.front() {
             match self.try_send(message) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+                Err(error) if !is_gone(&error) => return false,
                 // A manager that is gone is not told later what was news to the one before.
                 Ok(()) | Err(_) => drop(self.waiting.pop_front()),
             }
@@ -103,7 +105,8 @@ impl Notifier {
     }
 
     fn send(&mut self, message: String) {
-        if self.waiting.len() < WAITING_MAX {
+        // Without READY the start or a reload would not end. It is sent once for each.
+        if self.waiting.len() < WAITING_MAX || message == READY {
             self.waiting.push_back(message);
         }
         self.flush();
@@ -113,6 +116,13 @@ impl Notifier {
         // A datagram is sent whole or not at all.
         self.socket.send_to_addr(message.as_bytes(), &self.address).map(drop)
     }
+}
+
+/// Whether no manager receives messages. Otherwise it or the kernel has no room for one now, or a signal interrupted the
+/// call, and it is sent again.
+fn is_gone(error: &io::Error) -> bool {
+    use ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
+    matches!(error.kind(), ConnectionRefused | NotFound | PermissionDenied)
 }
 
 fn address(name: &OsStr) -> Option<SocketAddr> {
@@ -190,6 +200,30 @@ mod tests {
         }
         later.extend(received(&manager));
         assert_eq!(later[..2], ["READY=1\n", "STATUS=new\n"]);
+    }
+
+    #[test]
+    fn a_message_waits_unless_the_manager_is_gone() {
+        for errno in [libc::EAGAIN, libc::ENOBUFS, libc::ENOMEM, libc::EINTR] {
+            assert!(!is_gone(&io::Error::from_raw_os_error(errno)), "{errno}");
+        }
+        for errno in [libc::ECONNREFUSED, libc::ENOENT, libc::EPERM, libc::EACCES] {
+            assert!(is_gone(&io::Error::from_raw_os_error(errno)), "{errno}");
+        }
+    }
+
+    #[test]
+    fn ready_waits_although_there_is_no_room_for_more() {
+        let (manager, mut notifier) = pair("ready");
+        while notifier.ping() {}
+        (0..1000).for_each(|_| notifier.reloading(0));
+        notifier.ready();
+        let mut later = Vec::new();
+        while !notifier.flush() {
+            later.extend(received(&manager));
+        }
+        later.extend(received(&manager));
+        assert_eq!(later.last().map(String::as_str), Some(READY));
     }
 
     #[test]

@@ -67,11 +67,12 @@ impl PortManager {
         matching: &Matching,
         around: &'a Surroundings<'_>,
     ) -> InterfaceState<'a> {
-        let link = around.links.named(&port.ifname);
-        let link = link.filter(|_| is_wanted(port, matching));
+        let existing = around.links.named(&port.ifname);
+        let link = existing.filter(|_| is_wanted(port, matching));
         let is_up = link.is_some_and(|link| around.is_up(link.ifindex));
         InterfaceState {
             link,
+            exists: existing.is_some(),
             is_up,
             obstacle: link.and_then(|link| obstacle(link, is_up)),
             filtered: link.and_then(|_| self.filtered.get(&port.ifname).cloned()),
@@ -128,6 +129,8 @@ fn is_wanted(port: &Port, matching: &Matching) -> bool {
 struct InterfaceState<'a> {
     /// `None`: there is no interface, or it is not to be a port.
     link: Option<&'a Link>,
+    /// There is an interface of the port's name.
+    exists: bool,
     /// Administratively up.
     is_up: bool,
     /// Why the interface cannot be a port as it is.
@@ -145,7 +148,7 @@ fn port_to_close(
     state: &InterfaceState<'_>,
     punt: &PuntDevice,
 ) -> Result<Option<Box<ActivePort>>> {
-    let Some(link) = state.link else { return Ok(leave(port)) };
+    let Some(link) = state.link else { return Ok(leave(port, state.exists)) };
     let Some(active) = port.active() else { return Ok(None) };
     // An active port that is down is no obstacle: nothing arrives, and the sockets stay bound.
     let obstacle = state.obstacle.as_ref().filter(|_| link.up);
@@ -197,14 +200,16 @@ fn link_to_open(
     port.is_due(link.mtu, Instant::now(), around.is_alive).then(|| link.clone())
 }
 
-/// A port's interface is gone or is no longer to be a port. Returns what is to be closed of it.
-fn leave(port: &mut Port) -> Option<Box<ActivePort>> {
+/// A port's interface is gone or, if it `exists`, is no longer to be a port. Returns what is to be closed of it.
+fn leave(port: &mut Port, exists: bool) -> Option<Box<ActivePort>> {
     let closing = port.begin_closing(None);
     if closing.is_some() || port.forget_interface() {
-        match port.matched {
-            false => say!("interface {} is gone; waiting for it to return", port.ifname),
-            true => say!(
-                "interface {} is gone, or belongs to another: it is no longer a port",
+        match (port.matched, exists) {
+            (false, _) => say!("interface {} is gone; waiting for it to return", port.ifname),
+            (true, false) => say!("interface {} is gone: it is no longer a port", port.ifname),
+            // It is not named any more, or belongs to a bridge or a bond now.
+            (true, true) => say!(
+                "interface {} is no longer a port: neither a name nor a pattern selects it now",
                 port.ifname
             ),
         }

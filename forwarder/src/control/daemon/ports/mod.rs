@@ -91,10 +91,10 @@ pub(super) struct PortManager {
     is_starting: bool,
     /// Number of the next opening.
     next_generation: u64,
-    /// Matching interfaces for which there is no room.
+    /// Interfaces for which there is no room.
     without_room: BTreeSet<String>,
-    /// One of them gets room when a free port number may be reused.
-    room_soon: bool,
+    /// Interfaces that get room when a free port number may be reused.
+    room_soon: BTreeSet<String>,
     /// Matched interfaces left to the kernel because of rules on them.
     filtered: Filtered,
     /// Interfaces that could be ports, but it is not known yet whether they have rules on them.
@@ -114,7 +114,7 @@ impl PortManager {
             is_starting: true,
             next_generation: 0,
             without_room: BTreeSet::new(),
-            room_soon: false,
+            room_soon: BTreeSet::new(),
             filtered: Filtered::new(),
             unread: BTreeSet::new(),
             signals,
@@ -190,10 +190,11 @@ impl PortManager {
         self.iter().any(is_changing)
     }
 
-    /// Whether packets may still be sent on a port whose packets the kernel filters, because its sockets
+    /// Whether packets may still be received or sent on a port whose packets the kernel filters, because its sockets
     /// are not closed yet.
-    pub(super) fn is_closing_filtered(&self) -> bool {
-        self.closing().any(|port| self.filtered.contains_key(&port.ifname))
+    pub(super) fn has_open_filtered(&self) -> bool {
+        self.iter()
+            .any(|port| port.table_ifindex().is_some() && self.filtered.contains_key(&port.ifname))
     }
 
     fn is_closing(&self) -> bool {
@@ -215,9 +216,9 @@ impl PortManager {
         self.iter().any(|port| port.wants_retry(now, around.is_alive))
     }
 
-    /// Whether there will be room for a matching interface when a free port number may be reused.
+    /// Whether there will be room for an interface when a free port number may be reused.
     pub(super) fn has_room_soon(&self) -> bool {
-        self.room_soon
+        !self.room_soon.is_empty()
     }
 
     fn submit(&self, job: Job) -> Result<()> {
@@ -287,11 +288,12 @@ impl PortManager {
             Ok(active) => {
                 // The device may have been replaced since the thread registered the port with it.
                 active.admit(punt)?;
+                let was_open = port.was_open;
                 port.end_opening(Ok(active));
                 match (port.matched, self.is_starting) {
-                    (true, _) => say!("interface {} is a port now", port.ifname),
                     (false, true) => {}
-                    (false, false) => say!("interface {} is back", port.ifname),
+                    (false, false) if was_open => say!("interface {} is back", port.ifname),
+                    _ => say!("interface {} is a port now", port.ifname),
                 }
             }
         }

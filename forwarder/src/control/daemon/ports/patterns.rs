@@ -30,7 +30,7 @@ pub(in crate::control::daemon) type Filtered = BTreeMap<String, String>;
 /// A port number for a new interface.
 enum Place {
     At(u16),
-    /// A number is free, but not for [`REUSE_TIMEOUT`] yet.
+    /// A number is free, but not for [`REUSE_TIMEOUT`] yet, or its port is being closed.
     Soon,
     None,
 }
@@ -82,7 +82,7 @@ impl PortManager {
         matching: &Matching,
     ) -> Vec<u16> {
         let (mut taken, mut without_room) = (Vec::new(), BTreeSet::new());
-        self.room_soon = false;
+        self.room_soon.clear();
         let named = options.interfaces.named().iter().map(|name| (name, false));
         let matched = matching.iter().filter(|(_, up)| **up).map(|(name, _)| (name, true));
         for (name, is_matched) in named.chain(matched) {
@@ -100,7 +100,9 @@ impl PortManager {
                     }
                     taken.push(index);
                 }
-                Place::Soon => self.room_soon = true,
+                Place::Soon => {
+                    self.room_soon.insert(name.clone());
+                }
                 Place::None => {
                     without_room.insert(name.clone());
                 }
@@ -121,12 +123,24 @@ impl PortManager {
         }
     }
 
-    /// Interfaces that match but cannot be ports for lack of room, each with what to do.
+    /// Interfaces that are named or match but cannot be ports for lack of room, each with what to do.
     pub(in crate::control::daemon) fn without_room(
         &self,
         options: &RunOptions,
     ) -> impl Iterator<Item = String> {
-        self.without_room.iter().map(|name| self.no_room(options, name))
+        let soon = self.room_soon.iter().map(|name| {
+            format!("interface {name} waits until the number of a removed port is free; left to the kernel")
+        });
+        self.without_room.iter().map(|name| self.no_room(options, name)).chain(soon)
+    }
+
+    /// Whether a named interface is not a port because there is no room for it, or not yet.
+    pub(in crate::control::daemon) fn has_named_without_number(
+        &self,
+        options: &RunOptions,
+    ) -> bool {
+        let mut named = options.interfaces.named().iter();
+        named.any(|name| self.without_room.contains(name) || self.room_soon.contains(name))
     }
 
     fn no_room(&self, options: &RunOptions, name: &str) -> String {
@@ -152,17 +166,19 @@ impl PortManager {
     }
 
     fn place(&self, matching: &Matching) -> Place {
+        let leaves = |port: &Port| port.matched && matching.get(&port.ifname) != Some(&true);
         let is_free = |port: &&Port| {
-            let returns = matching.get(&port.ifname) == Some(&true);
-            let has_none = matches!(port.state(), PortState::Absent | PortState::Waiting(_));
-            port.matched && has_none && !returns
+            leaves(port) && matches!(port.state(), PortState::Absent | PortState::Waiting(_))
         };
+        let becomes_free =
+            |port: &Port| leaves(port) && matches!(port.state(), PortState::Closing(_));
         if self.ports.len() < usize::from(self.max_ports) {
             return Place::At(self.ports.len() as u16);
         }
         match self.ports.iter().filter(is_free).min_by_key(|port| port.idle_since) {
             Some(port) if port.idle_since.elapsed() >= REUSE_TIMEOUT => Place::At(port.index),
             Some(_) => Place::Soon,
+            None if self.ports.iter().any(becomes_free) => Place::Soon,
             None => Place::None,
         }
     }

@@ -117,6 +117,8 @@ pub(in crate::control::daemon) struct Port {
     pub(super) idle_since: Instant,
     /// The workers are still to be notified that the number is this interface's, see `WorkerCalls::rename`.
     pub(super) naming: Option<u64>,
+    /// It has been open before.
+    pub(super) was_open: bool,
     mac: [u8; 6],
     /// Counts of its detached programs, summed over all queues.
     xdp_counted_before: QueueCounters,
@@ -133,6 +135,7 @@ impl Port {
             matched: false,
             idle_since: Instant::now(),
             naming: None,
+            was_open: false,
             mac: [0; 6],
             xdp_counted_before: [0; REASONS],
             attempts: Attempts::none(),
@@ -296,6 +299,7 @@ impl Port {
         match result {
             Ok(active) => {
                 self.state = PortState::Active(active);
+                self.was_open = true;
                 true
             }
             Err(error) => {
