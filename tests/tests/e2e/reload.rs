@@ -201,7 +201,9 @@ fn a_named_interface_without_room_is_a_degraded_state_until_there_is_room() -> R
     let said = it.ferroute.said();
     ensure!(!said.contains("there is no room"), "{said}");
     // A matched port has the last number.
-    ensure!(it.reload(&run(r#"["rt-left", "rt-right", "more0*"]"#))? == json!({ "interfaces": true }));
+    ensure!(
+        it.reload(&run(r#"["rt-left", "rt-right", "more0*"]"#))? == json!({ "interfaces": true })
+    );
     let now = status()?;
     ensure!(now["state"] == "degraded", "{now}");
     ensure!(now["warnings"].to_string().contains("there is no room"), "{now}");

@@ -80,7 +80,7 @@ impl Snapshot {
     }
 
     /// Answers `stat`. If a worker does not answer in time, what only it knows is left out: where its
-    /// frames are, and the statistics of its sockets.
+    /// frames are, and the statistics of the sockets of ports that it serves.
     pub(super) fn stat(&self) -> StatReport {
         let answers = self.ask_workers(true);
         if let Some(offloads) = &self.offloads {

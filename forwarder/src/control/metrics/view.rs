@@ -45,8 +45,8 @@ struct PortView<'a> {
     status: &'a PortStatus,
     is_up: bool,
     counters: Option<&'a Counters>,
-    /// Frames that found no room in a socket.
-    missed: u64,
+    /// Frames that found no room in a socket; `None`: it has none, or a worker did not answer in time.
+    missed: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -120,12 +120,12 @@ impl Overview<'_> {
 fn port<'a>(reading: &'a Reading, status: &'a PortStatus) -> PortView<'a> {
     let report = reading.stat.ports.iter().find(|port| port.ifname == status.ifname);
     let known = reading.ports.iter().find(|port| port.ifname == status.ifname);
-    let missed = |name| report.and_then(|port| port.driver.get(name)).copied().unwrap_or(0);
+    let missed = |name| report.and_then(|port| port.driver.get(name)).copied();
     PortView {
         status,
         is_up: known.is_some_and(|port| port.is_up),
         counters: report.map(|port| &port.counters),
-        missed: missed("rx_ring_full") + missed("rx_dropped"),
+        missed: missed("rx_ring_full").zip(missed("rx_dropped")).map(|(full, room)| full + room),
     }
 }
 
