@@ -253,6 +253,8 @@ async fn accept(listener: AsyncListener, shared: Arc<Shared>) {
 /// Waits until one more connection may be served, for which one that is old enough is closed.
 async fn make_room(served: &mut Vec<Served>, shared: &Shared) {
     loop {
+        // Requests that have arrived are read before it is decided who is silent.
+        tokio::task::yield_now().await;
         served.retain(|connection| !connection.task.is_finished());
         // The last descriptors are for forwarding and for following the kernel.
         let is_scarce = !served.is_empty() && limits::are_descriptors_scarce(0);
@@ -262,9 +264,8 @@ async fn make_room(served: &mut Vec<Served>, shared: &Shared) {
         // The oldest is the first.
         if let Some(at) = served.iter().position(Served::may_be_closed) {
             served.remove(at).task.abort();
+            // With the next turn its task ends, and closes the descriptor.
             shared.closed.fetch_add(1, Relaxed);
-            // Its task ends, and closes the descriptor.
-            tokio::task::yield_now().await;
         } else {
             tokio::time::sleep(CHECK_INTERVAL).await;
         }
