@@ -65,7 +65,7 @@ fn random_commands(seed: u64, ends: impl Fn(usize) -> bool) {
         mirror
     };
     let mut mirror = start();
-    let is_silent = seed % 2 == 0;
+    let is_silent = seed.is_multiple_of(2);
     let (mut done, mut unparsable, mut corrections) = (0, 0, 0);
     let mut failures = Vec::new();
     let mut round = 0;
