@@ -8,6 +8,11 @@ use crate::frames::{PORT_MAC, ethernet};
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+/// Tunnels, and SCTP, which the program leaves to userspace on ports with partial checksums.
+pub const IPIP: u8 = 4;
+pub const IPV6: u8 = 41;
+pub const GRE: u8 = 47;
+pub const SCTP: u8 = 132;
 
 /// xorshift64*: the same packets in each run.
 pub struct Rng(pub u64);
