@@ -14,12 +14,11 @@
 use smallvec::SmallVec;
 
 use super::encap;
-use super::headers::{Iphdr, Ipv6hdr};
 use crate::skb::{IpSummed, SkBuff};
 use crate::wire::checksum::{
     fold, is_valid, ones_complement_sum, pseudo_header_v4, pseudo_header_v6,
 };
-use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol, ipv6};
+use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol};
 
 /// Offset of the checksum in an SCTP header, octets.
 const SCTP_CHECK: usize = 8;
@@ -44,41 +43,17 @@ enum Kind {
     Crc32c,
 }
 
-/// Marks an IPv4 packet that has a partial checksum. For TCP one comparison of the field is enough, for UDP also one of its
-/// payload.
-#[inline]
-pub(super) fn recognise4(skb: &mut SkBuff, iph: &Iphdr) {
-    let header_len = usize::from(iph.header_len);
-    let len = iph.tot_len.saturating_sub(u16::from(iph.header_len));
-    let (src, dst) = (iph.saddr.into(), iph.daddr.into());
-    let partial_value = || fold(pseudo_header_v4(src, dst, iph.protocol, len));
-    if may_be_partial(skb, iph.protocol, header_len, partial_value) {
-        recognise(skb);
-    }
-}
-
-/// As [`recognise4`] for IPv6. With extension headers the whole header chain is parsed.
-#[inline]
-pub(super) fn recognise6(skb: &mut SkBuff, hdr: &Ipv6hdr) {
-    let len = hdr.len.saturating_sub(ipv6::HEADER_LEN) as u32;
-    let partial_value = || fold(pseudo_header_v6(hdr.saddr, hdr.daddr, hdr.next_header, len));
-    if may_be_partial(skb, hdr.next_header, ipv6::HEADER_LEN, partial_value) {
-        recognise(skb);
-    }
-}
-
-#[inline]
-fn may_be_partial(
-    skb: &SkBuff,
-    protocol: Protocol,
-    transport: usize,
-    partial_value: impl FnOnce() -> u16,
-) -> bool {
-    match field_of(protocol) {
-        Some(field) if holds(skb, transport + field, partial_value) => true,
-        Some(_) => protocol == Protocol::UDP && encap::may_be_udp_tunnel(skb, transport),
-        None => encap::may_have_transport(protocol),
-    }
+/// Marks a packet that has a partial checksum. For TCP a comparison of the field is enough, for UDP also one of its payload.
+///
+/// Neither inlined nor given the header that the caller has read: packets of other ports would then have that in memory
+/// instead of registers.
+#[inline(never)]
+pub(super) fn recognise(skb: &mut SkBuff) {
+    skb.ip_summed = match find(skb) {
+        None => IpSummed::None,
+        Some((Kind::Internet { .. }, 0)) => IpSummed::Partial,
+        Some((_, depth)) => IpSummed::PartialOther { depth },
+    };
 }
 
 /// Offset of the checksum in a transport header, octets.
@@ -95,15 +70,6 @@ fn field_of(protocol: Protocol) -> Option<usize> {
 #[inline]
 fn holds(skb: &SkBuff, at: usize, value: impl FnOnce() -> u16) -> bool {
     skb.network_chunk_at(at).is_some_and(|field| u16::from_be_bytes(*field) == value())
-}
-
-#[cold]
-fn recognise(skb: &mut SkBuff) {
-    skb.ip_summed = match find(skb) {
-        None => IpSummed::None,
-        Some((Kind::Internet { .. }, 0)) => IpSummed::Partial,
-        Some((_, depth)) => IpSummed::PartialOther { depth },
-    };
 }
 
 /// A checksum outside of a packet in a tunnel, which covers that packet.

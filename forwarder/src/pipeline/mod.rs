@@ -362,7 +362,7 @@ fn ip_rcv<'a, 'k, M: Mode>(
     let mut iph = ip_rcv_core(skb, ctx.stats)?;
     traced::step::<M>(|| Step::Header { ttl: iph.ttl, len: iph.tot_len.into() }, ctx);
     if dev.partial_csum && way.secpath.is_none() {
-        csum_partial::recognise4(skb, &iph);
+        csum_partial::recognise(skb);
     }
     let before = Devices { iif: Some(dev), oif: None };
     if M::HOOKED {
@@ -456,7 +456,7 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     let mut hdr = ip6_rcv_core(skb, dev, ctx)?;
     traced::step::<M>(|| Step::Header { ttl: hdr.hop_limit, len: hdr.len as u32 }, ctx);
     if dev.partial_csum && way.secpath.is_none() {
-        csum_partial::recognise6(skb, &hdr);
+        csum_partial::recognise(skb);
     }
     let before = Devices { iif: Some(dev), oif: None };
     if M::HOOKED {
