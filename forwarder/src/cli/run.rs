@@ -148,7 +148,7 @@ pub struct RunArgs {
     #[arg(long)]
     ignore_firewall: bool,
     /// Serve metrics (OpenMetrics, for Prometheus) and a page with live figures over HTTP, at ADDR:PORT or at a unix
-    /// socket, unix:PATH. Whoever can connect can read them [default without an address: 127.0.0.1:9112].
+    /// socket, unix:PATH. Each client that can connect can read them [default without an address: 127.0.0.1:9112].
     #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = METRICS_DEFAULT)]
     metrics: Option<MetricsAddr>,
 }

@@ -20,10 +20,7 @@ use netlink_sys::protocols::NETLINK_XFRM;
 use super::Global;
 use crate::control::api::Family;
 use crate::control::netlink::query::NlSock;
-use crate::control::xfrm::listing;
-
-/// Counters of IPsec, in the network namespace of the thread.
-const XFRM_STAT: &str = "/proc/thread-self/net/xfrm_stat";
+use crate::control::xfrm::{listing, stat};
 
 /// `xfrm` and its objects.
 #[derive(Debug, Args)]
@@ -122,28 +119,20 @@ fn policies(global: &Global, args: &PolicyArgs) -> Result<()> {
 
 /// Prints the counters as the kernel writes them. JSON has everything, including zeros.
 fn stat(global: &Global, args: &StatArgs) -> Result<()> {
-    let file = match fs::read_to_string(XFRM_STAT) {
+    let file = match fs::read_to_string(stat::PATH) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(anyhow!(
             "the kernel has no IPsec counters: it was built without CONFIG_XFRM_STATISTICS"
         )),
-        file => file.context(XFRM_STAT),
+        file => file.context(stat::PATH),
     }?;
     let output = global.output();
     if output.json {
         let counters: serde_json::Map<_, _> =
-            counters(&file).map(|(_, name, count)| (name.to_owned(), count.into())).collect();
+            stat::counters(&file).map(|(_, name, count)| (name.to_owned(), count.into())).collect();
         return output.json(&counters);
     }
-    let shown = counters(&file).filter(|(_, _, count)| args.zeros || *count != 0);
+    let shown = stat::counters(&file).filter(|(_, _, count)| args.zeros || *count != 0);
     output.text(&shown.map(|(line, ..)| format!("{line}\n")).collect::<String>())
-}
-
-/// Line, name and value of each counter.
-fn counters(file: &str) -> impl Iterator<Item = (&str, &str, u64)> {
-    file.lines().filter_map(|line| {
-        let (name, count) = line.split_once(char::is_whitespace)?;
-        Some((line, name, count.trim().parse().ok()?))
-    })
 }
 
 fn socket() -> Result<NlSock> {
@@ -173,13 +162,6 @@ fn is_of(shown: Option<Family>, family: u16) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn counters_are_read_from_the_kernels_lines() {
-        let file = "XfrmInError             \t0\nXfrmInNoStates          \t12\nodd\n";
-        let found: Vec<_> = counters(file).map(|(_, name, count)| (name, count)).collect();
-        assert_eq!(found, [("XfrmInError", 0), ("XfrmInNoStates", 12)]);
-    }
 
     #[test]
     fn a_family_that_is_asked_for_is_shown_alone() {

@@ -58,7 +58,7 @@ impl Source {
     /// As [`Source::read`], later and again.
     ///
     /// # Errors
-    /// As for [`Source::read`]. Also if the path is no longer that of a file: opening a pipe could wait for ever.
+    /// As for [`Source::read`]. Also if the path is no longer that of a file: opening a pipe could block indefinitely.
     pub fn read_again(&self) -> Result<RunOptions, SourceError> {
         let failed = |error| ConfigError::Read { path: self.path.clone(), error };
         if !std::fs::metadata(&self.path).map_err(failed)?.is_file() {

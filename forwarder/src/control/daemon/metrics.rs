@@ -22,13 +22,12 @@ use crate::control::metrics::reading::{
 };
 use crate::control::metrics::samples::RULES_MAX;
 use crate::control::metrics::{MetricsServer, MetricsSocket, Reading, Source};
+use crate::control::xfrm::stat;
 use crate::netfilter::nft::{CounterKind, Nft};
 use crate::worker::clock::monotonic_ns;
 
 /// Connections that are asked why they are not offloaded: some 10 ms at most.
 const EXAMINED_MAX: usize = 1024;
-/// The kernel's IPsec counters.
-const XFRM_STAT: &str = "/proc/thread-self/net/xfrm_stat";
 
 /// The sockets that clients connect to.
 pub(super) struct Sockets {
@@ -224,12 +223,8 @@ fn conntrack() -> Option<Conntrack> {
 }
 
 fn xfrm_stat() -> Vec<(String, u64)> {
-    let text = fs::read_to_string(XFRM_STAT).unwrap_or_default();
-    let counter = |line: &str| {
-        let (name, count) = line.split_once(char::is_whitespace)?;
-        Some((name.to_owned(), count.trim().parse().ok()?))
-    };
-    text.lines().filter_map(counter).collect()
+    let file = fs::read_to_string(stat::PATH).unwrap_or_default();
+    stat::counters(&file).map(|(_, name, count)| (name.to_owned(), count)).collect()
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@
 //! - [`workers`]: SAs as workers use them;
 //! - [`names`]: names of flags;
 //! - [`info`]: the structs of the messages, with the kernel's numbers;
-//! - [`listing`]: SAs and policies with all that the kernel tells of them.
+//! - [`listing`]: SAs and policies with all that the kernel tells of them;
+//! - [`stat`]: its counters.
 //!
 //! Left out: SAs and policies are not added, changed or deleted here; that is for key management.
 
@@ -18,6 +19,7 @@ pub mod info;
 pub mod listing;
 pub mod names;
 pub mod policy;
+pub mod stat;
 pub mod state;
 #[cfg(test)]
 mod tests;
