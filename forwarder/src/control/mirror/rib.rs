@@ -577,8 +577,13 @@ fn has_local(bodies: &Bodies, ids: &[u32]) -> bool {
 /// NLM_F_APPEND adds at the end, NLM_F_REPLACE replaces the first, and otherwise the route is added
 /// at the front.
 fn insert4(list: &mut Vec<Arc<RouteBody>>, body: RouteBody, flags: u16) -> Applied {
-    if list.iter().any(|old| old.same_route(&body)) {
-        return Applied::Same;
+    if let Some(same) = list.iter_mut().find(|old| old.same_route(&body)) {
+        if same.kind == body.kind {
+            return Applied::Same;
+        }
+        // Its nexthop object is a blackhole now, or no longer one.
+        *same = Arc::new(RouteBody { kind: body.kind, ..(**same).clone() });
+        return Applied::Changed;
     }
     let key = |body: &RouteBody| (u8::MAX - body.tos, body.priority);
     let first = list.partition_point(|old| key(old) < key(&body));
