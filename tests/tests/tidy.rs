@@ -143,11 +143,15 @@ fn missing_files(top: &Path, text: &str) -> Vec<String> {
 fn files_that_the_documents_name_exist() {
     let top = repository();
     let mut wrong = Vec::new();
-    for document in
-        ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "docs/LIFE.md", "docs/PORTS.md"]
-    {
-        let text = fs::read_to_string(top.join(document)).expect("a document");
-        wrong.extend(missing_files(&top, &text).iter().map(|what| format!("{document}: {what}")));
+    for path in files(&top) {
+        let relative = path.strip_prefix(&top).expect("below the top").display().to_string();
+        // CHANGELOG.md names files of earlier versions, too.
+        if relative.ends_with(".md") && relative != "CHANGELOG.md" {
+            let text = fs::read_to_string(&path).expect("a document");
+            wrong.extend(
+                missing_files(&top, &text).iter().map(|what| format!("{relative}: {what}")),
+            );
+        }
     }
     none(&wrong);
 }
