@@ -50,7 +50,7 @@ pub struct TraceArgs {
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
     /// Filter in tcpdump's language [default: all packets].
-    #[arg(value_name = "FILTER", trailing_var_arg = true)]
+    #[arg(value_name = "FILTER")]
     filter: Vec<String>,
 }
 

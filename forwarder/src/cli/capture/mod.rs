@@ -98,7 +98,7 @@ pub struct CaptureArgs {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     buffer_size: u32,
     /// Filter in tcpdump's language [default: all packets].
-    #[arg(value_name = "FILTER", trailing_var_arg = true)]
+    #[arg(value_name = "FILTER")]
     filter: Vec<String>,
 }
 
