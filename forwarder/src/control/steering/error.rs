@@ -62,8 +62,8 @@ pub enum XdpError {
     ForeignProgram {
         /// The interface.
         ifname: String,
-        /// The program's name, at most 15 octets.
-        name: String,
+        /// The program's name, at most 15 octets; `None`: reading it needs CAP_SYS_ADMIN.
+        name: Option<String>,
         /// The program's id, as `bpftool prog` lists it.
         id: u32,
         /// How it is attached.
@@ -137,12 +137,21 @@ impl XdpError {
     /// The same as `Display`, without the leading interface name.
     pub fn reason(&self) -> String {
         match self {
-            Self::ForeignProgram { ifname, name, id, mode } => format!(
-                "has an XDP program already: {name:?}, id {id}, {mode} mode; ferroute does not \
-                 replace another's program: stop what attached it, or take it off with `ip link set \
-                 dev {ifname} {} off`",
-                off(*mode)
-            ),
+            Self::ForeignProgram { ifname, name, id, mode } => {
+                let named = name.as_ref().map(|name| format!("{name:?}, "));
+                let unnamed = if named.is_none() {
+                    " (`bpftool prog show id` names it; it may be another ferroute's)"
+                } else {
+                    ""
+                };
+                format!(
+                    "has an XDP program already: {}id {id}, {mode} mode{unnamed}; ferroute does not \
+                     replace another's program: stop what attached it, or take it off with `ip link \
+                     set dev {ifname} {} off`",
+                    named.unwrap_or_default(),
+                    off(*mode)
+                )
+            }
             Self::NativeRefused { source, hint, .. } => {
                 format!("its driver refuses native XDP ({source}); {hint}, or use generic mode")
             }

@@ -394,16 +394,15 @@ impl Target<'_> {
         };
         let ifname = self.ifname.to_owned();
         let name = program_name(id);
-        if name == xdp_prog::PROGRAM_XDP {
+        if name.as_deref() == Some(xdp_prog::PROGRAM_XDP) {
             return Err(XdpError::AlreadyRunning { ifname, id, mode });
         }
         Err(XdpError::ForeignProgram { ifname, name, id, mode })
     }
 }
 
-/// The name of a loaded program; "?" if it is gone or not visible.
-fn program_name(id: u32) -> String {
-    ProgInfoIter::default()
-        .find(|program| program.id == id)
-        .map_or_else(|| "?".to_owned(), |program| program.name.to_string_lossy().into_owned())
+/// The name of a loaded program; `None` if it is gone, or CAP_SYS_ADMIN is missing, as after the start.
+fn program_name(id: u32) -> Option<String> {
+    let program = ProgInfoIter::default().find(|program| program.id == id)?;
+    Some(program.name.to_string_lossy().into_owned())
 }
