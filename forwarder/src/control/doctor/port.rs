@@ -71,6 +71,11 @@ fn driver(nic: &Nic) -> Finding {
     let driver = driver_name(&nic.name).or(nic.kind.clone());
     let driver = driver.as_deref().filter(|name| !name.is_empty()).unwrap_or("unknown driver");
     match nic::xdp_features(nic.ifindex) {
+        _ if nic.is_bond() => Finding::warn(
+            "driver",
+            format!("{driver}: its members receive its frames"),
+            "works in generic mode, much slower; for more than one link, use routes with several next hops",
+        ),
         Ok(Some(features)) if features & XDP_BASIC == 0 => Finding::warn(
             "driver",
             format!("{driver}: no native XDP"),

@@ -97,6 +97,11 @@ impl Nic {
         self.arphrd == ARPHRD_ETHER && self.flags & IFF_LOOPBACK == 0
     }
 
+    /// Whether it is a bond, whose members receive its frames.
+    pub fn is_bond(&self) -> bool {
+        self.kind.as_deref() == Some("bond")
+    }
+
     /// IFF_UP.
     pub fn is_up(&self) -> bool {
         self.flags & IFF_UP != 0

@@ -96,19 +96,19 @@ struct Sockets {
 impl OpenRequest {
     fn open(&self, sockets: &mut Sockets, with: &mut PortContext) -> Result<ActivePort, PortError> {
         let (link, name) = (&self.link, &self.link.name);
-        self.refuse_unfit(with)?;
+        let mode = self.refuse_unfit(with)?;
         let channels = nic::queues(link.ifindex).map_err(PortError::Queues)?;
         let queues = with.queues_served(name, link.ifindex, channels)?;
         // A socket sends on the TX queue with the number of its RX queue, and there may be fewer TX queues.
         let tx_queues = queues.min(channels.tx);
-        let (bind_mode, program) = self.open_and_attach(queues, sockets, with)?;
+        let (bind_mode, program) = self.open_and_attach(queues, mode, sockets, with)?;
         with.handoffs.lead(self.index, tx_queues, &mut with.workers)?;
         for (queue, socket) in (0..).zip(&sockets.fds) {
             program.set_socket(queue, socket.as_raw_fd())?;
         }
         let generic = program.mode() == XdpMode::Generic;
         self.punt.add_port(link.ifindex, link.mac, generic)?;
-        let no_zerocopy = self.why_copy(bind_mode, sockets, &program, with);
+        let no_zerocopy = self.why_copy(bind_mode, mode, sockets, &program, with);
         let mut port = ActivePort {
             program,
             ifname: name.clone(),
@@ -148,17 +148,18 @@ impl OpenRequest {
     fn open_and_attach(
         &self,
         queues: u32,
+        mode: Mode,
         sockets: &mut Sockets,
         with: &mut PortContext,
     ) -> Result<(BoundMode, PortProgram), PortError> {
-        let opened = self.open_sockets(queues, sockets, with);
+        let opened = self.open_sockets(queues, mode, sockets, with);
         if let Err(stalled @ PortError::WorkerStalled(_)) = opened {
             return Err(stalled);
         }
         let driver = with.options.driver;
         let opened =
-            opened.and_then(|mode| self.refuse_too_long(driver, mode, sockets).map(|()| mode));
-        let mode = match with.options.mode {
+            opened.and_then(|bound| self.refuse_too_long(driver, bound, sockets).map(|()| bound));
+        let mode = match mode {
             Mode::Auto => AttachMode::Auto,
             Mode::Zerocopy | Mode::Copy => AttachMode::Native,
             Mode::Generic => AttachMode::Generic,
@@ -171,8 +172,8 @@ impl OpenRequest {
         }
     }
 
-    /// Checks what an interface must be, besides up and within the MTU limit.
-    fn refuse_unfit(&self, with: &PortContext) -> Result<(), PortError> {
+    /// Checks what an interface must be, besides up and within the MTU limit. Returns its mode.
+    fn refuse_unfit(&self, with: &PortContext) -> Result<Mode, PortError> {
         let name = &self.link.name;
         let nics = nic::read().map_err(PortError::Unreadable)?;
         let nic = nics.iter().find(|nic| nic.ifindex == self.link.ifindex);
@@ -191,15 +192,19 @@ impl OpenRequest {
             let lower = lower.map_or("its parent interface", |lower| &lower.name);
             Some(format!("is a VLAN: name {lower} instead; its VLANs are included"))
         } else {
-            strips_tags(nic).or_else(|| self.too_long_for_driver(with))
+            strips_tags(nic)
         };
-        unfit.map_or(Ok(()), |why| Err(PortError::Unfit(why)))
+        if let Some(why) = unfit {
+            return Err(PortError::Unfit(why));
+        }
+        let mode = mode_of(nic, with.options.mode)?;
+        self.too_long_for_driver(mode, with).map_or(Ok(mode), |why| Err(PortError::Unfit(why)))
     }
 
     /// Why the driver does not support packets of its MTU; `None`: it does.
-    fn too_long_for_driver(&self, with: &PortContext) -> Option<String> {
+    fn too_long_for_driver(&self, mode: Mode, with: &PortContext) -> Option<String> {
         let link = &self.link;
-        if link.mtu <= MTU_FRAME || with.options.mode == Mode::Generic {
+        if link.mtu <= MTU_FRAME || mode == Mode::Generic {
             return None;
         }
         let can = nic::xdp_features(link.ifindex).ok().flatten()?;
@@ -249,13 +254,14 @@ impl OpenRequest {
     fn open_sockets(
         &self,
         queues: u32,
+        mode: Mode,
         sockets: &mut Sockets,
         with: &mut PortContext,
     ) -> Result<BoundMode, PortError> {
         sockets.multi_buffer = self.link.mtu > MTU_FRAME;
         let mut bind_mode = BoundMode::Copy;
         for queue in 0..queues {
-            let config = self.socket_config(queue, sockets.multi_buffer, with.options.mode);
+            let config = self.socket_config(queue, sockets.multi_buffer, mode);
             let worker = worker_of(queue, with.workers.len());
             let slot = with.slot(self.index, queue);
             let mut tries = self.tries;
@@ -300,6 +306,7 @@ impl OpenRequest {
     fn why_copy(
         &self,
         bound: BoundMode,
+        mode: Mode,
         sockets: &Sockets,
         program: &PortProgram,
         with: &PortContext,
@@ -312,6 +319,7 @@ impl OpenRequest {
         Some(match (with.options.mode, sockets.zerocopy_errno) {
             (Mode::Copy, _) => "--mode copy".to_owned(),
             (Mode::Generic, _) => "--mode generic".to_owned(),
+            _ if mode == Mode::Generic => "frames of a bond are received by its members".to_owned(),
             _ if with.options.driver == DriverKind::XskRs => "--driver xsk-rs".to_owned(),
             _ if program.mode() == XdpMode::Generic => {
                 format!("the driver, {driver}, has no XDP")
@@ -329,6 +337,18 @@ impl OpenRequest {
 
     fn driver(&self) -> String {
         driver_name(&self.link.name).unwrap_or_else(|| "unknown".to_owned())
+    }
+}
+
+/// The mode of an interface. A bond attaches the program to its members in native mode, and sockets of the bond receive
+/// nothing of what arrives there (`xsk_rcv_check`); in generic mode the program sees the frames of the bond.
+fn mode_of(nic: &Nic, mode: Mode) -> Result<Mode, PortError> {
+    match mode {
+        Mode::Auto if nic.is_bond() => Ok(Mode::Generic),
+        Mode::Zerocopy | Mode::Copy if nic.is_bond() => Err(PortError::Unfit(
+            "is a bond, whose frames its members receive: use --mode auto or generic".to_owned(),
+        )),
+        mode => Ok(mode),
     }
 }
 
