@@ -15,7 +15,7 @@ use crate::tables::{Inet6Ifaddr, LOOPBACK_IFINDEX, Link, Tables};
 use crate::wire::icmpv6::{Icmpv6Type, unreach};
 use crate::wire::ipv6::{
     MTU_MIN, Scope, ipv6_addr_any, ipv6_addr_is_linklocal, ipv6_addr_is_multicast,
-    ipv6_addr_is_unique_local, ipv6_addr_loopback, ipv6_addr_scope,
+    ipv6_addr_loopback, ipv6_addr_scope,
 };
 use crate::wire::{FlowKey, HashFields, Ipv6Packet};
 
@@ -145,7 +145,8 @@ pub(super) fn ip6_route_output<'a>(
 /// router: 1 same, 2 scope, 3 not deprecated, 5 interface, 6 label, 7 temporary, 8 longest prefix). `None`: there is none.
 pub(super) fn ipv6_dev_get_saddr(tables: &Tables, dev: &Link, daddr: Ipv6Addr) -> Option<Ipv6Addr> {
     let dscope = ipv6_addr_scope(daddr);
-    let dlabel = label(daddr);
+    let labels = &tables.sysctl.addr_labels;
+    let dlabel = labels.label(daddr, dev.ifindex);
     let score = |link: &Link, own: &Inet6Ifaddr| {
         let addr = own.addr;
         let scope = ipv6_addr_scope(addr);
@@ -158,7 +159,7 @@ pub(super) fn ipv6_dev_get_saddr(tables: &Tables, dev: &Link, daddr: Ipv6Addr) -
         let orchid = is_orchid(addr) == is_orchid(daddr);
         let common = (addr.to_bits() ^ daddr.to_bits()).leading_zeros();
         let common = common.min(u32::from(own.prefixlen));
-        let label = label(addr) == dlabel;
+        let label = labels.label(addr, link.ifindex) == dlabel;
         let of_addr = (label, is_private_as_wanted, orchid, common, !own.optimistic);
         (addr == daddr, suits, is_preferred, same_link, of_addr)
     };
@@ -180,20 +181,6 @@ pub(super) fn ipv6_dev_get_saddr(tables: &Tables, dev: &Link, daddr: Ipv6Addr) -
 /// `ipv6_addr_orchid`: 2001:10::/28.
 fn is_orchid(addr: Ipv6Addr) -> bool {
     addr.to_bits() >> 100 == 0x0200_1001
-}
-
-/// The policy table of RFC 6724 §2.1, as the kernel has it (`ipv6_addr_label`).
-fn label(addr: Ipv6Addr) -> u8 {
-    let [a, b, ..] = addr.segments();
-    match (a, b) {
-        _ if ipv6_addr_is_unique_local(addr) => 5,
-        (0x2002, _) => 2,
-        (0x2001, 0) => 6,
-        (0x2001, 0x10..=0x1f) => 7,
-        (0, 0) if addr.to_bits() >> 32 == 0xffff => 4,
-        (0, 0) if addr.to_bits() >> 32 == 0 => 3,
-        _ => 1,
-    }
 }
 
 /// The preferred source of the route, or the best address, for a reply to a packet received on `dev`.

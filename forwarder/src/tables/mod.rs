@@ -4,6 +4,7 @@
 //! burst. The longest-prefix-match tables inside are shared and updated in place (see `fib`), so that a
 //! route change does not copy a table.
 
+mod addr_label;
 pub mod epochs;
 mod in_ifaddr;
 pub mod publish;
@@ -19,6 +20,7 @@ use crate::hash_table::{HashTable, Slot, mix};
 use crate::neigh::NeighTable;
 use crate::wire::HashFields;
 
+pub use addr_label::{AddrLabel, AddrLabels};
 pub use epochs::Epochs;
 pub use in_ifaddr::{InIfaddr, Inet6Ifaddr, RT_SCOPE_HOST, RT_SCOPE_LINK};
 pub use publish::{Published, Snapshot};
@@ -364,6 +366,8 @@ pub struct Sysctls {
     /// Not a sysctl, but also per namespace (`net->ipv4.fib_has_custom_local_routes`): the local table
     /// has routes other than those of our addresses, so sources are looked up in it.
     pub custom_local_routes: bool,
+    /// Not sysctls either: `ip addrlabel`.
+    pub addr_labels: Arc<AddrLabels>,
 }
 
 impl Default for Sysctls {
@@ -395,6 +399,7 @@ impl Default for Sysctls {
             max_hbh_opts_number: 8,
             max_hbh_length: i32::MAX,
             custom_local_routes: false,
+            addr_labels: Arc::default(),
         }
     }
 }

@@ -227,13 +227,6 @@ pub const fn ipv6_addr_v4mapped(addr: Ipv6Addr) -> bool {
     addr.to_bits() >> 32 == 0xffff
 }
 
-/// fc00::/7: unique local unicast (RFC 4193).
-#[inline]
-#[must_use]
-pub const fn ipv6_addr_is_unique_local(addr: Ipv6Addr) -> bool {
-    addr.octets()[0] & 0xfe == 0xfc
-}
-
 /// ff02::1:ff00:0/104: solicited-node multicast (RFC 4291 §2.7.1).
 #[inline]
 #[must_use]
@@ -354,8 +347,6 @@ mod tests {
         assert!(ipv6_addr_any(addr("::")) && !ipv6_addr_any(addr("::1")));
         assert!(ipv6_addr_v4mapped(addr("::ffff:192.0.2.1")));
         assert!(!ipv6_addr_v4mapped(addr("::192.0.2.1")));
-        assert!(ipv6_addr_is_unique_local(addr("fd00::1")));
-        assert!(!ipv6_addr_is_unique_local(addr("fe00::1")));
         let solicited = addrconf_addr_solict_mult(addr("2001:db8::12:3456"));
         assert_eq!(solicited, addr("ff02::1:ff12:3456"));
         assert!(ipv6_addr_is_solict_mult(solicited));

@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use super::compile::{Touched, links};
 use super::follow::{Follower, Parts};
-use super::parse;
+use super::parse::{self, ParsedRoute};
 use super::rib::{Dump, Rib, RibAddr};
 use super::state::{Family, LinkState, Neighs, Netconf};
 use super::sysctl;
 use crate::control::netlink::message::Message;
 use crate::control::netlink::rtnl::Requests;
 use crate::control::netlink::socket::{DumpEnd, SockError};
+use crate::tables::AddrLabels;
 
 /// After a dump made because of doubts, the next one waits for this many times its duration.
 const REST: u32 = 5;
@@ -26,6 +27,7 @@ const RTM_GETADDR: u16 = 22;
 const RTM_GETROUTE: u16 = 26;
 const RTM_GETNEIGH: u16 = 30;
 const RTM_GETRULE: u16 = 34;
+const RTM_GETADDRLABEL: u16 = 74;
 const RTM_GETNETCONF: u16 = 82;
 const RTM_GETNEXTHOP: u16 = 106;
 
@@ -86,7 +88,7 @@ impl Follower {
     }
 
     /// Dumps a part of the state other than links, and replaces it, unless the dump is interrupted. Returns whether it was
-    /// different; the kernel does not report each neighbour that it gives up, so these do not count. `now`: before the dump.
+    /// different; the kernel does not report each neighbour that it gives up, nor address labels, so these do not count. `now`: before the dump.
     pub(super) fn compare(
         &mut self,
         requests: &mut dyn Dumps,
@@ -98,7 +100,7 @@ impl Follower {
         (self.has_changed_routes, self.has_changed_lladdrs) = (false, false);
         let dumped = self.replace(requests, part, now);
         self.is_comparing = false;
-        let others = Touched { neighs: false, ..self.touched };
+        let others = Touched { neighs: false, sysctls: false, ..self.touched };
         dumped.map(|()| {
             self.has_changed_routes || self.has_changed_lladdrs || others != Touched::default()
         })
@@ -142,6 +144,10 @@ impl Follower {
                 self.route_expires = expires.into_iter().chain(self.route_expires).min();
             }
             self.note_end(end?, |parts| &mut parts.routes6);
+        }
+        if parts.addr_labels {
+            let end = self.resync_addr_labels(requests)?;
+            self.note_end(end, |parts| &mut parts.addr_labels);
         }
         if parts.neighs {
             let end = self.resync_neighs(requests)?;
@@ -288,11 +294,7 @@ impl Follower {
         let (nexthops, end) = match dump {
             Ok(nexthops) => nexthops,
             // Before Linux 5.3 there are none.
-            Err(SockError::Refused { source, .. })
-                if source.raw_os_error() == Some(libc::EOPNOTSUPP) =>
-            {
-                (Vec::new(), DumpEnd::Complete)
-            }
+            Err(error) if is_unsupported(&error) => (Vec::new(), DumpEnd::Complete),
             Err(error) => return Err(error),
         };
         let nexthops = nexthops.into_iter().map(|nexthop| (nexthop.id, nexthop)).collect();
@@ -308,29 +310,16 @@ impl Follower {
         family: Family,
         now: Instant,
     ) -> Result<DumpEnd, SockError> {
-        let mut header = [0u8; 12];
-        header[0] = family.af();
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let mut dump = Dump::default();
-            let (mut unparsable, mut expires) = (0, None);
-            let end = requests.dump("dump routes", RTM_GETROUTE, &header, &mut |message| {
-                if parse::route_is_cloned(message)
-                    || parse::route_family(message) != Some(family.af())
-                {
-                    return;
-                }
-                match parse::route::<A>(message) {
-                    Some(route) => {
-                        let soonest: Option<Duration> = expires;
-                        expires = soonest.into_iter().chain(route.expires).min();
-                        rib.load(&mut dump, route.table, route.net, route.body);
-                    }
-                    None => unparsable += 1,
-                }
+            let (mut dump, mut expires) = (Dump::default(), None);
+            let end = routes(requests, family, &mut |route: ParsedRoute<A>| {
+                let soonest: Option<Duration> = expires;
+                expires = soonest.into_iter().chain(route.expires).min();
+                rib.load(&mut dump, route.table, route.net, route.body);
             });
-            let end = match end {
+            let (end, unparsable) = match end {
                 Ok(end) => end,
                 Err(error) => {
                     rib.discard(dump);
@@ -371,6 +360,26 @@ impl Follower {
         Ok(end)
     }
 
+    fn resync_addr_labels(&mut self, requests: &mut dyn Dumps) -> Result<DumpEnd, SockError> {
+        let mut header = [0u8; 12];
+        header[0] = Family::V6.af();
+        let request = (RTM_GETADDRLABEL, header.as_slice());
+        let dump = self.dump(requests, "dump address labels", request, |message| {
+            Parsed::from(parse::addr_label(message))
+        });
+        let (labels, end) = match dump {
+            Ok((labels, end)) => (AddrLabels::new(labels), end),
+            // A kernel without IPv6.
+            Err(error) if is_unsupported(&error) => (AddrLabels::default(), DumpEnd::Complete),
+            Err(error) => return Err(error),
+        };
+        if *self.state.sysctls.addr_labels != labels {
+            self.state.sysctls.addr_labels = Arc::new(labels);
+            self.touched.sysctls = true;
+        }
+        Ok(end)
+    }
+
     fn resync_netconf(&mut self, requests: &mut dyn Dumps) -> Result<DumpEnd, SockError> {
         let (mut netconf, mut end) = (HashMap::new(), DumpEnd::Complete);
         for family in Family::ALL {
@@ -402,8 +411,34 @@ fn have_other_lladdrs(old: &Neighs, new: &Neighs) -> bool {
 }
 
 /// A comparison ends with an interrupted dump: the next one may not be.
-fn interrupted(what: &'static str) -> SockError {
+/// The kernel has no objects of the kind.
+fn is_unsupported(error: &SockError) -> bool {
+    matches!(error, SockError::Refused { source, .. } if source.raw_os_error() == Some(libc::EOPNOTSUPP))
+}
+
+pub(super) fn interrupted(what: &'static str) -> SockError {
     SockError::Refused { what, source: io::ErrorKind::Interrupted.into(), text: String::new() }
+}
+
+/// Dumps the routes of a family. Returns how the dump ended, and how many routes could not be parsed.
+pub(super) fn routes<A: RibAddr>(
+    requests: &mut dyn Dumps,
+    family: Family,
+    each: &mut dyn FnMut(ParsedRoute<A>),
+) -> Result<(DumpEnd, u64), SockError> {
+    let mut header = [0u8; 12];
+    header[0] = family.af();
+    let mut unparsable = 0;
+    let end = requests.dump("dump routes", RTM_GETROUTE, &header, &mut |message| {
+        if parse::route_is_cloned(message) || parse::route_family(message) != Some(family.af()) {
+            return;
+        }
+        match parse::route(message) {
+            Some(route) => each(route),
+            None => unparsable += 1,
+        }
+    })?;
+    Ok((end, unparsable))
 }
 
 /// The result of parsing one message of a dump.

@@ -81,6 +81,8 @@ pub struct Parts {
     pub neighs: bool,
     /// Netconf.
     pub netconf: bool,
+    /// Labels of IPv6 addresses.
+    pub addr_labels: bool,
 }
 
 impl Parts {
@@ -94,6 +96,7 @@ impl Parts {
         routes6: true,
         neighs: true,
         netconf: true,
+        addr_labels: true,
     };
 
     /// Whether no part is set.
@@ -110,6 +113,7 @@ impl Parts {
         self.routes6 |= other.routes6;
         self.neighs |= other.neighs;
         self.netconf |= other.netconf;
+        self.addr_labels |= other.addr_labels;
     }
 }
 

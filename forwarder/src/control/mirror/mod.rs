@@ -22,7 +22,6 @@ pub mod follow;
 mod parse;
 mod resolve;
 pub mod rib;
-mod rib_addr;
 mod rx_handlers;
 mod self_check;
 pub mod show;
@@ -353,7 +352,7 @@ impl Mirror {
         self.follower.touched.links |= self.taken.read(&mut state.taken);
         let files = &mut self.sysctls;
         files.begin(now);
-        let sysctls = sysctl::read_all(files, state.sysctls.custom_local_routes);
+        let sysctls = sysctl::read_all(files, &state.sysctls);
         let all = sysctl::read_dev(files, "all");
         // Settings that could not be read keep their previous values; see `is_current`.
         if !files.has_failed() {

@@ -14,6 +14,7 @@ use super::state::{
     AddrState, Family, Lifetime, LinkState, NeighState, Netconf, NexthopState, RuleState, VlanState,
 };
 use crate::control::netlink::message::{Attr, Attrs, Message, ip, u8_at, u16_at, u32_at};
+use crate::tables::AddrLabel;
 use crate::wire::EtherType;
 
 /// RTNH_F_PERVASIVE | RTNH_F_ONLINK: the flags that are configured rather than derived.
@@ -28,6 +29,9 @@ const TICK: Duration = Duration::from_millis(10);
 /// A route that expires within a tick is reported as one that never expires (`rtnl_put_cacheinfo`):
 /// do not dump during that time.
 const EXPIRY_MARGIN: Duration = Duration::from_millis(25);
+/// Attributes of `struct ifaddrlblmsg` (include/uapi/linux/if_addrlabel.h).
+const IFAL_ADDRESS: u16 = 1;
+const IFAL_LABEL: u16 = 2;
 /// NTF_PROXY.
 const NTF_PROXY: u8 = 8;
 
@@ -407,6 +411,21 @@ pub fn neigh(message: &Message<'_>) -> Option<NeighState> {
 pub fn neigh_is_foreign(message: &Message<'_>) -> bool {
     let family = u8_at(message.payload, 0).and_then(Family::from_af);
     family.is_none() || u8_at(message.payload, 10).is_some_and(|flags| flags & NTF_PROXY != 0)
+}
+
+/// RTM_NEWADDRLABEL.
+pub fn addr_label(message: &Message<'_>) -> Option<AddrLabel> {
+    let (prefixlen, ifindex) = (u8_at(message.payload, 2)?, u32_at(message.payload, 4)?);
+    let (mut prefix, mut label) = (None, None);
+    for attr in message.attrs(12) {
+        match attr.kind {
+            IFAL_ADDRESS => prefix = attr.ip(),
+            IFAL_LABEL => label = attr.u32(),
+            _ => {}
+        }
+    }
+    let Some(IpAddr::V6(prefix)) = prefix else { return None };
+    Some(AddrLabel { prefix, prefixlen, ifindex, label: label? })
 }
 
 /// RTM_NEWNETCONF, RTM_DELNETCONF: family, ifindex (or all, default), settings.

@@ -3,8 +3,10 @@
 //! explains is counted, and mended.
 //!
 //! The thread `fr-check` makes the dumps, because the kernel may have it wait for others (RTNL). The control thread
-//! replays them if it has received no event since it asked. Links and addresses have events of all that matters; parts
-//! of more than [`OBJECTS_MAX`] objects are not checked, because the replay would take the control thread too long.
+//! replays them if it has received no event since it asked. A replay of more than [`OBJECTS_MAX`] objects would take it too
+//! long: of so many routes the thread adds up [fingerprints](super::rib::Summing), and the family is dumped
+//! again if one differs that has not changed meanwhile. So many rules, nexthop objects, neighbours or settings are not
+//! checked. Links and addresses have events of all that matters.
 
 use std::io;
 use std::thread;
@@ -12,8 +14,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
-use super::dump::Dumps;
+use super::dump::{self, Dumps};
 use super::follow::{Follower, Parts};
+use super::parse::ParsedRoute;
+use super::rib::{Difference, RibAddr, Summing, Sums};
 use super::state::Family;
 use super::{Changes, Mirror, MirrorError};
 use crate::control::netlink::message::Message;
@@ -27,7 +31,9 @@ const INTERVAL: Duration = Duration::from_millis(160);
 const POLL: Duration = Duration::from_millis(10);
 /// The thread rests for so many times as long as a dump took.
 const REST: u32 = 200;
-/// Maximum age of a dump.
+/// A difference of fingerprints is confirmed so much later: the event may have been on its way.
+const CONFIRM_TIME: Duration = Duration::from_millis(300);
+/// Maximum age of a dump that is replayed.
 const AGE_MAX: Duration = Duration::from_millis(500);
 /// A dump of so many routes is replayed within some 10 ms.
 const OBJECTS_MAX: usize = 8192;
@@ -35,13 +41,14 @@ const OBJECTS_MAX: usize = 8192;
 const EXPIRY_MARGIN: Duration = Duration::from_millis(100);
 
 /// Parts that are checked, each with its number of objects.
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 7] = [
     (
         |parts| parts.rules = true,
         |it| Family::ALL.iter().map(|family| it.state.rules(*family).len()).sum(),
     ),
     (|parts| parts.nexthops = true, |it| it.state.nexthops.len()),
     (|parts| parts.netconf = true, |it| it.state.netconf.len()),
+    (|parts| parts.addr_labels = true, |_| 0),
     (|parts| parts.neighs = true, |it| it.state.neighs.len()),
     (|parts| parts.routes4 = true, |it| it.state.routes4.len()),
     (|parts| parts.routes6 = true, |it| it.state.routes6.len()),
@@ -49,49 +56,88 @@ const PARTS: [Part; 6] = [
 
 type Part = (fn(&mut Parts), fn(&Follower) -> usize);
 
+/// What the thread is asked for.
+#[derive(Debug, Clone, Copy)]
+enum Task {
+    /// A dump of a part, to be replayed.
+    Record(Parts),
+    /// The fingerprints of all routes of a family.
+    Sum(Family),
+}
+
+/// What the thread has made.
+#[derive(Debug)]
+enum Dumped {
+    Recording(Recording),
+    Sums(Sums),
+}
+
+#[derive(Debug)]
+struct Answer {
+    /// `None`: the dump failed or was interrupted.
+    dumped: Option<Dumped>,
+    took: Duration,
+}
+
 /// What is checked next, and when.
 #[derive(Debug)]
 pub(super) struct SelfCheck {
     turn: usize,
     pub(super) due: Instant,
+    /// When a large table may be dumped next.
+    large_due: Instant,
     asked: Option<Asked>,
+    suspects: Option<Suspects>,
+    /// Differences of each family that are still there after the routes were dumped again: these are not corrected again.
+    unmended: [Vec<Difference>; 2],
     /// To and from the thread, if it has been started.
-    channels: Option<(Sender<Parts>, Receiver<Answer>)>,
+    channels: Option<(Sender<Task>, Receiver<Answer>)>,
 }
 
-/// A part whose dump is being made.
+/// What is being dumped.
 #[derive(Debug, Clone, Copy)]
 struct Asked {
-    part: Parts,
+    task: Task,
     at: Instant,
     /// Events that had been received.
     events: u64,
+    /// Changes of the family's routes.
+    changes: u64,
 }
 
-/// What the thread has dumped.
+/// Fingerprints that differ.
 #[derive(Debug)]
-struct Answer {
-    /// `None`: the dump failed or was interrupted.
-    dumps: Option<Recording>,
-    took: Duration,
+struct Suspects {
+    family: Family,
+    dumped: Sums,
+    /// Changes of the routes before the dump.
+    changes: u64,
 }
 
 impl SelfCheck {
     pub(super) fn new(now: Instant) -> SelfCheck {
-        SelfCheck { turn: 0, due: now + INTERVAL, asked: None, channels: None }
+        SelfCheck {
+            turn: 0,
+            due: now + INTERVAL,
+            large_due: now,
+            asked: None,
+            suspects: None,
+            unmended: [Vec::new(), Vec::new()],
+            channels: None,
+        }
     }
 
     /// Asks the thread, and starts it if there is none. `false`: it cannot be asked.
-    fn ask(&mut self, part: Parts) -> bool {
+    fn ask(&mut self, task: Task) -> bool {
         if self.channels.is_none() {
-            let (asked, parts) = bounded(1);
+            let (asked, tasks) = bounded(1);
             let (answers, received) = bounded(1);
             let thread = thread::Builder::new().name("fr-check".into());
-            if thread.spawn(move || serve(&parts, &answers)).is_ok() {
+            if thread.spawn(move || serve(&tasks, &answers)).is_ok() {
                 self.channels = Some((asked, received));
             }
         }
-        self.channels.as_ref().is_some_and(|(asked, _)| asked.try_send(part).is_ok())
+        self.channels.as_ref().is_some_and(|(asked, _)| asked.try_send(task).is_ok())
     }
 
     /// The thread's answer; `None`: it is still at it.
@@ -102,7 +148,7 @@ impl SelfCheck {
             Err(TryRecvError::Empty) => None,
             Err(TryRecvError::Disconnected) => {
                 self.channels = None;
-                Some(Answer { dumps: None, took: Duration::ZERO })
+                Some(Answer { dumped: None, took: Duration::ZERO })
             }
         }
     }
@@ -120,7 +166,9 @@ impl Mirror {
         }
         let Some(asked) = self.self_check.asked else {
             self.self_check.due = now + INTERVAL;
-            if !changes.more {
+            if let Some(suspects) = self.self_check.suspects.take() {
+                self.confirm(suspects, now);
+            } else if !changes.more {
                 self.begin_check(now);
             }
             return Ok(changes);
@@ -128,14 +176,40 @@ impl Mirror {
         self.self_check.due = now + POLL;
         let Some(answer) = self.self_check.answer() else { return Ok(changes) };
         self.self_check.asked = None;
-        self.self_check.due = now + INTERVAL.max(answer.took * REST);
+        self.self_check.due = now + INTERVAL;
+        match (answer.dumped, asked.task) {
+            (Some(Dumped::Recording(recording)), Task::Record(part)) => {
+                self.self_check.due = now + INTERVAL.max(answer.took * REST);
+                self.replay(recording, part, asked, now, changes)
+            }
+            (dumped, Task::Sum(family)) => {
+                self.self_check.large_due = now + answer.took * REST;
+                if let Some(Dumped::Sums(dumped)) = dumped {
+                    self.suspect(Suspects { family, dumped, changes: asked.changes }, now);
+                }
+                Ok(changes)
+            }
+            _ => Ok(changes),
+        }
+    }
+
+    fn replay(
+        &mut self,
+        mut recording: Recording,
+        part: Parts,
+        asked: Asked,
+        now: Instant,
+        changes: Changes,
+    ) -> Result<Changes, MirrorError> {
         let is_current = !changes.more
             && self.follower.counters.events == asked.events
             && now.saturating_duration_since(asked.at) <= AGE_MAX
-            && self.may_check(asked.part, now);
-        let Some(mut dumps) = answer.dumps.filter(|_| is_current) else { return Ok(changes) };
+            && self.may_check(part, now);
+        if !is_current {
+            return Ok(changes);
+        }
         // What was recorded cannot fail.
-        let is_different = self.follower.compare(&mut dumps, asked.part, asked.at)?;
+        let is_different = self.follower.compare(&mut recording, part, asked.at)?;
         let more = self.drain(now)?;
         // Otherwise an event was on its way.
         if is_different && !more && self.follower.counters.events == asked.events {
@@ -154,10 +228,25 @@ impl Mirror {
         let Some((mark, objects)) = PARTS.get(self.self_check.turn) else { return };
         let mut part = Parts::default();
         mark(&mut part);
+        if !self.may_check(part, now) {
+            return;
+        }
         let is_small = objects(&self.follower) <= OBJECTS_MAX;
-        if is_small && self.may_check(part, now) && self.self_check.ask(part) {
+        let may_sum = !is_small && now >= self.self_check.large_due;
+        let state = &self.follower.state;
+        let (task, changes) = match part {
+            part if is_small => (Task::Record(part), 0),
+            Parts { routes4: true, .. } if may_sum => {
+                (Task::Sum(Family::V4), state.routes4.fingerprints().changes())
+            }
+            Parts { routes6: true, .. } if may_sum => {
+                (Task::Sum(Family::V6), state.routes6.fingerprints().changes())
+            }
+            _ => return,
+        };
+        if self.self_check.ask(task) {
             let events = self.follower.counters.events;
-            self.self_check.asked = Some(Asked { part, at: now, events });
+            self.self_check.asked = Some(Asked { task, at: now, events, changes });
             self.self_check.due = now + POLL;
         }
     }
@@ -168,34 +257,86 @@ impl Mirror {
         let is_near = expires.is_some_and(|at| at <= now + EXPIRY_MARGIN);
         !(self.follower.is_in_doubt() || part.routes6 && is_near)
     }
+
+    fn differences(&self, suspects: &Suspects) -> Vec<Difference> {
+        let (dumped, changes) = (&suspects.dumped, suspects.changes);
+        match suspects.family {
+            Family::V4 => self.follower.state.routes4.fingerprints().differences(dumped, changes),
+            Family::V6 => self.follower.state.routes6.fingerprints().differences(dumped, changes),
+        }
+    }
+
+    /// Notes the fingerprints of a dump if some differ.
+    fn suspect(&mut self, suspects: Suspects, now: Instant) {
+        let unmended = &self.self_check.unmended[suspects.family as usize];
+        let differences = self.differences(&suspects);
+        if differences.is_empty() || differences == *unmended {
+            return;
+        }
+        self.self_check.suspects = Some(suspects);
+        self.self_check.due = now + CONFIRM_TIME;
+    }
+
+    /// Has the routes dumped again if their fingerprints still differ.
+    fn confirm(&mut self, suspects: Suspects, now: Instant) {
+        let differences = self.differences(&suspects);
+        if differences.is_empty() || self.follower.is_in_doubt() {
+            return;
+        }
+        self.follower.counters.corrections += 1;
+        self.follower.doubt(now, |parts| match suspects.family {
+            Family::V4 => parts.routes4 = true,
+            Family::V6 => parts.routes6 = true,
+        });
+        self.self_check.unmended[suspects.family as usize] = differences;
+    }
 }
 
 /// Answers until nobody asks.
-fn serve(parts: &Receiver<Parts>, answers: &Sender<Answer>) {
+fn serve(tasks: &Receiver<Task>, answers: &Sender<Answer>) {
     privilege::drop_all();
     let mut requests = None;
-    for part in parts {
+    for task in tasks {
         let begun = Instant::now();
-        let dumps = record(&mut requests, part);
-        if dumps.is_err() {
+        let dumped = make(&mut requests, task);
+        if dumped.is_err() {
             // Also what is left of an unfinished reply.
             requests = None;
         }
-        if answers.send(Answer { dumps: dumps.ok(), took: begun.elapsed() }).is_err() {
+        if answers.send(Answer { dumped: dumped.ok(), took: begun.elapsed() }).is_err() {
             return;
         }
     }
 }
 
-fn record(requests: &mut Option<Requests>, part: Parts) -> Result<Recording, SockError> {
+fn make(requests: &mut Option<Requests>, task: Task) -> Result<Dumped, SockError> {
     let requests = match requests {
         Some(requests) => requests,
         None => requests.insert(Requests::open()?),
     };
+    match task {
+        Task::Record(part) => record(requests, part).map(Dumped::Recording),
+        Task::Sum(Family::V4) => sum::<u32>(requests, Family::V4).map(Dumped::Sums),
+        Task::Sum(Family::V6) => sum::<u128>(requests, Family::V6).map(Dumped::Sums),
+    }
+}
+
+fn record(requests: &mut Requests, part: Parts) -> Result<Recording, SockError> {
     let mut recorder = Recorder { requests, recording: Recording::default() };
     // The same dumps as of the comparison.
     Follower::default().compare(&mut recorder, part, Instant::now())?;
     Ok(recorder.recording)
+}
+
+fn sum<A: RibAddr>(requests: &mut Requests, family: Family) -> Result<Sums, SockError> {
+    let mut summing = Summing::<A>::default();
+    let end = dump::routes(requests, family, &mut |route: ParsedRoute<A>| {
+        summing.add((route.table, route.net), route.body);
+    });
+    match end?.0 {
+        DumpEnd::Complete => Ok(summing.sums()),
+        DumpEnd::Interrupted => Err(dump::interrupted("dump routes")),
+    }
 }
 
 /// Dumps of the kernel, to be replayed once in their order.

@@ -356,6 +356,10 @@ pub struct DevSysctls {
     pub accept_local: bool,
     /// net.ipv4.conf.*.shared_media.
     pub shared_media: bool,
+    /// net.ipv4.conf.*.accept_redirects.
+    pub accept_redirects: bool,
+    /// net.ipv4.conf.*.disable_xfrm, or disable_policy of either family.
+    pub disable_policy: bool,
     /// net.ipv6.conf.*.disable_ipv6, or no IPv6 support at all.
     pub disable_ipv6: bool,
     /// net.ipv6.conf.*.force_forwarding, which netconf messages do not contain.

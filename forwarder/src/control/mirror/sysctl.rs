@@ -10,6 +10,7 @@ use std::io::{
 };
 use std::os::unix::fs::FileExt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::state::{DevSysctls, Family};
@@ -116,8 +117,9 @@ fn bits_below_128(list: &str) -> u128 {
     bits.fold(0, |mask, bit| mask | 1 << bit.min(127))
 }
 
-/// Reads the settings of the namespace; those that the kernel does not have keep their defaults.
-pub fn read_all(files: &Files, custom_local_routes: bool) -> Sysctls {
+/// Reads the settings of the namespace; those that the kernel does not have keep their defaults. What is no file is
+/// taken from `others`.
+pub fn read_all(files: &Files, others: &Sysctls) -> Sysctls {
     let default = Sysctls::default();
     let ratemask = files.text("ipv6/icmp/ratemask");
     let number = |path: &str, default: u32| files.read(path).unwrap_or(default);
@@ -170,7 +172,8 @@ pub fn read_all(files: &Files, custom_local_routes: bool) -> Sysctls {
             .read("ipv6/max_hbh_opts_number")
             .unwrap_or(default.max_hbh_opts_number),
         max_hbh_length: files.read("ipv6/max_hbh_length").unwrap_or(default.max_hbh_length),
-        custom_local_routes,
+        custom_local_routes: others.custom_local_routes,
+        addr_labels: Arc::clone(&others.addr_labels),
     }
 }
 
@@ -185,6 +188,8 @@ pub fn read_dev(files: &Files, name: &str) -> DevSysctls {
         route_localnet: v4("route_localnet"),
         accept_local: v4("accept_local"),
         shared_media: v4("shared_media"),
+        accept_redirects: v4("accept_redirects"),
+        disable_policy: v4("disable_xfrm") || v4("disable_policy") || v6("disable_policy") != 0,
         disable_ipv6: files
             .read::<i32>(&format!("ipv6/conf/{name}/disable_ipv6"))
             .is_none_or(|value| value != 0),
@@ -235,8 +240,9 @@ mod tests {
         files.kept.borrow_mut().insert(path.to_owned(), File::open("/proc").expect("opens"));
         assert!(files.read::<u32>(path).is_some());
         assert_eq!(files.read::<u32>("ipv4/conf/nosuch0/accept_local"), None);
-        let all = read_all(&files, false);
-        assert_eq!(all, read_all(&Files::default(), false));
+        let others = Sysctls::default();
+        let all = read_all(&files, &others);
+        assert_eq!(all, read_all(&Files::default(), &others));
         files.keep_only(&BTreeSet::new());
         assert!(files.kept.borrow().keys().all(|path| !path.contains("/lo/")));
         assert!(files.kept.borrow().contains_key("ipv4/ip_default_ttl"));

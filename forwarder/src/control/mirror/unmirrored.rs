@@ -44,6 +44,7 @@ pub fn list(state: &RouterState, ports: &Ports) -> Vec<Unmirrored> {
         });
     }
     settings(state, &mut list);
+    settings_of_ports(state, ports, &mut list);
     if rules_undecided(&state.rules6, Family::V6) {
         list.push(Unmirrored {
             what: "missing initial IPv6 rules".into(),
@@ -98,6 +99,33 @@ fn settings(state: &RouterState, list: &mut Vec<Unmirrored>) {
             (*name).to_owned(),
             "errors with extensions are the kernel's to send: packets that they are about stay in it",
         );
+    }
+}
+
+/// Settings of ports that are not followed.
+fn settings_of_ports(state: &RouterState, ports: &Ports, list: &mut Vec<Unmirrored>) {
+    let all = &state.sysctls_all;
+    for (ifindex, own) in &state.sysctls_dev {
+        let Some(link) = state.links.get(ifindex).filter(|_| ports.contains_key(ifindex)) else {
+            continue;
+        };
+        let mut name = |setting: &str, why: &str| {
+            let what = format!("net.ipv4.conf.{}.{setting}", link.name);
+            list.push(Unmirrored { what, why: why.to_owned() });
+        };
+        // IN_DEV_RX_REDIRECTS, of an interface that forwards.
+        if all.accept_redirects && own.accept_redirects {
+            name(
+                "accept_redirects",
+                "routes that the kernel learns from redirects are not followed",
+            );
+        }
+        if all.disable_policy || own.disable_policy {
+            name(
+                "disable_policy or disable_xfrm",
+                "IPsec policies apply to its packets all the same",
+            );
+        }
     }
 }
 

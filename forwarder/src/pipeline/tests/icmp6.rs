@@ -1,6 +1,7 @@
 //! ICMPv6 errors: conditions, destination and exact contents.
 
 use super::*;
+use crate::tables::{AddrLabel, AddrLabels};
 
 /// An ICMPv6 error from `src` to `dst`, quoting `quote`; the flow label is taken from `reply`.
 fn error(
@@ -172,6 +173,14 @@ fn the_source_is_selected_by_rfc_6724() {
     net.links[1].addrs6.push(Inet6Ifaddr::new(addr6("fd00::1"), 64));
     net.routes6.push(("fd00:1::/32", via(3, "2001:db8:2::2")));
     assert_eq!(source(net, "fd00:1::9"), addr6("fd00::1"));
+    // Another label of the destination (`ip addrlabel`): the longest common prefix.
+    let mut net = Net::default();
+    net.links[1].addrs6.push(Inet6Ifaddr::new(addr6("fd00::1"), 64));
+    net.routes6.push(("fd00:1::/32", via(3, "2001:db8:2::2")));
+    let of = |prefix, prefixlen, ifindex, label| AddrLabel { prefix, prefixlen, ifindex, label };
+    let labels = vec![of(addr6("fd00:1::"), 32, 0, 9), of(addr6("2001:db8:1::"), 48, 2, 9)];
+    net.sysctl.addr_labels = Arc::new(AddrLabels::new(labels));
+    assert_eq!(source(net, "fd00:1::9"), addr6("2001:db8:1::1"));
     // Another interface's address is preferred to one of too narrow a scope.
     let mut net = Net::default();
     net.links[1].addrs6.remove(0);

@@ -522,14 +522,26 @@ fn root_routes_and_settings_that_are_left_to_the_kernel_are_named() {
             ("ipv4.fib_multipath_hash_policy", "2"),
             ("ipv4.fib_multipath_use_neigh", "1"),
             ("ipv6.fib_multipath_hash_policy", "2"),
+            ("ipv4.conf.all.accept_redirects", "1"),
+            ("ipv4.conf.vc.accept_redirects", "0"),
+            ("ipv4.conf.vc.disable_xfrm", "1"),
         ] {
             run(&format!("sysctl -w net.{key}={value}"));
         }
+        let of_lab = ["va", "vc"].map(|name| mirror_link(&mirror, name));
+        mirror.set_ports(&[(of_lab[0], 0), (of_lab[1], 1)]);
         settle(&mut mirror);
         mirror.read_sysctls(Instant::now()).expect("read");
         let left: Vec<_> = mirror.unmirrored().into_iter().map(|left| left.what).collect();
         // No IPv6 route has several next hops.
-        let [route, policy, use_neigh] = &left[..] else { panic!("{left:?}") };
+        let [route, policy, use_neigh, of_ports @ ..] = &left[..] else { panic!("{left:?}") };
+        assert_eq!(
+            of_ports,
+            [
+                "net.ipv4.conf.va.accept_redirects",
+                "net.ipv4.conf.vc.disable_policy or disable_xfrm"
+            ]
+        );
         assert!(route.contains("10.50.0.0/16"), "{route}");
         assert!(policy.ends_with("ipv4.fib_multipath_hash_policy 2"), "{policy}");
         assert!(use_neigh.ends_with("fib_multipath_use_neigh"), "{use_neigh}");

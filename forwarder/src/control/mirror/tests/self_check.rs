@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::oracle::equals_kernel;
 use super::root::LAB;
-use super::{LINKS, eventually, in_netns, run};
+use super::{LINKS, eventually, in_netns, ip_batch, run};
 use crate::control::mirror::{Mirror, MirrorOptions};
+use crate::tables::AddrLabels;
 
 /// Longer than all parts take in turn.
 const ROUND: Duration = Duration::from_millis(2000);
@@ -74,5 +75,81 @@ fn root_what_no_event_told_is_corrected_and_counted() {
             assert_eq!(mirror.counters().corrections, n as u64 + 1, "{what}");
             equals_kernel(&mirror).unwrap_or_else(|difference| panic!("{what}: {difference}"));
         }
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_address_labels_are_read_again_and_no_corrections() {
+    in_netns(|| {
+        let mut mirror = lab();
+        let labels = |mirror: &Mirror| Arc::clone(&mirror.tables().sysctl.addr_labels);
+        assert_eq!(*labels(&mirror), AddrLabels::default(), "the kernel's default is another one");
+        run("ip addrlabel add prefix 2001:db8:77::/48 dev va label 50");
+        run("ip addrlabel add prefix 2001:db8:77::/48 label 51");
+        run("ip addrlabel del prefix ::/0");
+        tick_for(&mut mirror, ROUND);
+        let va = mirror.state().links.values().find(|link| link.name == "va").expect("va").ifindex;
+        let label =
+            |addr: &str, ifindex| labels(&mirror).label(addr.parse().expect("an address"), ifindex);
+        assert_eq!((label("2001:db8:77::1", va), label("2001:db8:77::1", va + 1)), (50, 51));
+        assert_eq!((label("2a00::1", va), label("fd00::1", va)), (u32::MAX, 5));
+        assert_eq!(mirror.counters().corrections, 0);
+    });
+}
+
+/// More than are replayed.
+const LARGE: u32 = 9000;
+
+fn lab_with_large_tables() -> Mirror {
+    LINKS.iter().chain(LAB).for_each(|line| run(line));
+    let mut batch = String::new();
+    for n in 0..LARGE {
+        let (a, b) = (n >> 8, n & 255);
+        batch += &format!("route add 10.{}.{b}.0/24 via 10.0.0.2 metric {}\n", 100 + a, 1 + n % 3);
+        batch += &format!("route add 2001:db9:{a:x}{b:02x}::/48 via 2001:db8::2\n");
+    }
+    ip_batch(&batch);
+    let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
+    eventually(&mut mirror, equals_kernel).expect("equal");
+    let state = mirror.state();
+    let large = LARGE as usize;
+    assert!(state.routes4.len() > large && state.routes6.len() > large);
+    mirror
+}
+
+/// As long as checks of large tables rest.
+const LARGE_ROUND: Duration = Duration::from_secs(40);
+
+/// Ticks until so many corrections have been made, or for [`LARGE_ROUND`].
+fn tick_until_corrected(mirror: &mut Mirror, corrections: u64) {
+    let end = Instant::now() + LARGE_ROUND;
+    while Instant::now() < end && mirror.counters().corrections < corrections {
+        tick_for(mirror, Duration::from_millis(50));
+    }
+    // It is mended by a dump soon after.
+    tick_for(mirror, Duration::from_millis(500));
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_large_tables_are_compared_by_fingerprints() {
+    in_netns(|| {
+        let mut mirror = lab_with_large_tables();
+        for n in 0..30 {
+            run(&format!("ip route replace 10.100.{n}.0/24 via 10.0.0.3 metric 7"));
+            run(&format!("ip -6 route append 2001:db9:{n:x}::/48 via 2001:db8::3"));
+            tick_for(&mut mirror, Duration::from_millis(60));
+        }
+        assert_eq!(mirror.counters().corrections, 0);
+        let routes4 = &mut mirror.follower.state.routes4;
+        assert!(routes4.flush(|body| body.priority == 2), "none is removed");
+        tick_until_corrected(&mut mirror, 1);
+        assert_eq!(mirror.counters().corrections, 1);
+        let routes6 = &mut mirror.follower.state.routes6;
+        assert!(routes6.flush(|body| body.nexthops.len() == 2), "none is removed");
+        tick_until_corrected(&mut mirror, 2);
+        assert_eq!(mirror.counters().corrections, 2);
+        equals_kernel(&mirror).expect("equal again");
     });
 }

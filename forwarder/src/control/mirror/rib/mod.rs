@@ -2,13 +2,21 @@
 //! first usable route is selected. Prefixes with equal routes share a [`RouteBody`], whose id is
 //! the leaf in the compiled tables.
 
+mod addr;
+mod fingerprint;
+mod insert;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
 
-pub use super::rib_addr::RibAddr;
+pub use self::addr::RibAddr;
+pub use self::fingerprint::{Difference, Summing, Sums};
 pub use crate::tables::RT_SCOPE_HOST;
+
+use self::fingerprint::Fingerprints;
+use self::insert::{insert4, insert6, remove_nexthops};
 
 /// NLM_F_REPLACE.
 const NLM_F_REPLACE: u16 = 0x100;
@@ -168,6 +176,7 @@ impl RouteBody {
 struct Slot {
     body: Option<Arc<RouteBody>>,
     refs: u32,
+    fingerprint: u64,
 }
 
 /// Route bodies by id.
@@ -211,10 +220,17 @@ impl Bodies {
             self.slots.resize_with(id + 1, Slot::default);
             id as u32
         });
-        self.slots[id as usize] = Slot { body: Some(Arc::clone(&body)), refs: 1 };
+        let fingerprint = fingerprint::of_body((*body).clone());
+        self.slots[id as usize] = Slot { body: Some(Arc::clone(&body)), refs: 1, fingerprint };
         self.ids.insert(body, id);
         self.created.push(id);
         id
+    }
+
+    /// Those of the routes of a prefix.
+    fn fingerprints(&self, ids: Option<&Aliases>) -> impl Iterator<Item = u64> {
+        let ids = ids.map_or(&[][..], Aliases::as_slice);
+        ids.iter().filter_map(|id| Some(self.slots.get(*id as usize)?.fingerprint))
     }
 
     fn put(&mut self, id: u32) {
@@ -315,6 +331,7 @@ pub struct Rib<A> {
     dirty: Vec<(u32, Net<A>)>,
     locals: Locals<A>,
     locals_changed: bool,
+    fingerprints: Fingerprints,
 }
 
 /// Prefixes with a local, broadcast or anycast route.
@@ -367,6 +384,11 @@ impl<A: RibAddr> Rib<A> {
     /// The route bodies, mutable, to free ids.
     pub fn bodies_mut(&mut self) -> &mut Bodies {
         &mut self.bodies
+    }
+
+    /// For the comparison with a dump.
+    pub fn fingerprints(&self) -> &Fingerprints {
+        &self.fingerprints
     }
 
     /// Tables that have routes.
@@ -520,12 +542,18 @@ impl<A: RibAddr> Rib<A> {
 
     fn note_differences(&mut self, old: &Tables<A>) {
         let is_local = |ids: &Aliases| has_local(&self.bodies, ids.as_slice());
+        let bodies = &self.bodies;
         for (table, routes) in &self.tables {
             let old = old.get(table);
             for (net, ids) in routes {
                 let old = old.and_then(|routes| routes.get(net));
                 if old != Some(ids) {
                     self.dirty.push((*table, *net));
+                    self.fingerprints.replace(
+                        (*table, *net),
+                        bodies.fingerprints(old),
+                        bodies.fingerprints(Some(ids)),
+                    );
                     let (had, has) = (old.is_some_and(is_local), is_local(ids));
                     self.locals.note(*net, had, has);
                     self.locals_changed |= had || has;
@@ -537,6 +565,11 @@ impl<A: RibAddr> Rib<A> {
             for (net, ids) in routes {
                 if new.is_none_or(|routes| !routes.contains_key(net)) {
                     self.dirty.push((*table, *net));
+                    self.fingerprints.replace(
+                        (*table, *net),
+                        bodies.fingerprints(Some(ids)),
+                        bodies.fingerprints(None),
+                    );
                     let had = is_local(ids);
                     self.locals.note(*net, had, false);
                     self.locals_changed |= had;
@@ -553,11 +586,18 @@ impl<A: RibAddr> Rib<A> {
         let ids: Vec<u32> = list.into_iter().map(|body| self.bodies.take(body)).collect();
         let has = has_local(&self.bodies, &ids);
         self.len += ids.len();
+        let new = Aliases::from_vec(ids);
         let routes = self.tables.entry(table).or_default();
-        let old = match Aliases::from_vec(ids) {
+        let old = match new.clone() {
             Some(aliases) => routes.insert(net, aliases),
             None => routes.remove(&net),
         };
+        let bodies = &self.bodies;
+        self.fingerprints.replace(
+            (table, net),
+            bodies.fingerprints(old.as_ref()),
+            bodies.fingerprints(new.as_ref()),
+        );
         let had = old.as_ref().is_some_and(|old| has_local(&self.bodies, old.as_slice()));
         self.locals.note(net, had, has);
         self.locals_changed |= had || has;
@@ -571,107 +611,4 @@ impl<A: RibAddr> Rib<A> {
 
 fn has_local(bodies: &Bodies, ids: &[u32]) -> bool {
     ids.iter().any(|id| bodies.get(*id).is_some_and(|body| body.is_local()))
-}
-
-/// As `fib_table_insert`: ordered by decreasing TOS, then increasing metric. Among equals,
-/// NLM_F_APPEND adds at the end, NLM_F_REPLACE replaces the first, and otherwise the route is added
-/// at the front.
-fn insert4(list: &mut Vec<Arc<RouteBody>>, body: RouteBody, flags: u16) -> Applied {
-    if let Some(same) = list.iter_mut().find(|old| old.same_route(&body)) {
-        if same.kind == body.kind {
-            return Applied::Same;
-        }
-        // Its nexthop object is a blackhole now, or no longer one.
-        *same = Arc::new(RouteBody { kind: body.kind, ..(**same).clone() });
-        return Applied::Changed;
-    }
-    let key = |body: &RouteBody| (u8::MAX - body.tos, body.priority);
-    let first = list.partition_point(|old| key(old) < key(&body));
-    let behind = list.partition_point(|old| key(old) <= key(&body));
-    if flags & NLM_F_REPLACE != 0 && first < behind {
-        list[first] = Arc::new(body);
-    } else if flags & NLM_F_APPEND != 0 {
-        list.insert(behind, Arc::new(body));
-    } else {
-        list.insert(first, Arc::new(body));
-    }
-    Applied::Changed
-}
-
-/// As `fib6_add_rt2node`: ordered by increasing metric; routes with a gateway and the same metric
-/// form one multipath route, and a message contains all of its next hops.
-fn insert6(list: &mut Vec<Arc<RouteBody>>, body: RouteBody, flags: u16) -> Applied {
-    let first = list.partition_point(|old| old.priority < body.priority);
-    let behind = list.partition_point(|old| old.priority <= body.priority);
-    let ecmp = body.qualifies_for_ecmp();
-    let same = |old: &RouteBody| old.src == body.src && old.qualifies_for_ecmp() == ecmp;
-    let twin = (first..behind).find(|at| same(&list[*at]));
-    if flags & NLM_F_REPLACE != 0 {
-        let any = (first..behind).find(|at| list[*at].src == body.src);
-        let Some(at) = twin.or(any) else {
-            list.insert(behind, Arc::new(body));
-            return Applied::Changed;
-        };
-        if *list[at] == body {
-            return Applied::Same;
-        }
-        list[at] = Arc::new(body);
-        return Applied::Changed;
-    }
-    if list.iter().any(|old| **old == body) {
-        return Applied::Same;
-    }
-    let Some(at) = twin.filter(|_| ecmp) else {
-        list.insert(behind, Arc::new(body));
-        return Applied::Changed;
-    };
-    merge_nexthops(&mut list[at], body)
-}
-
-/// The message contains the whole route after the change, beginning with the new next hops; the
-/// kernel keeps the order in which they were added.
-fn merge_nexthops(old: &mut Arc<RouteBody>, new: RouteBody) -> Applied {
-    if new.nexthops.iter().all(|nh| has_hop(old, nh)) {
-        // The message is older than the mirrored state, or has one hop fewer: dump.
-        return Applied::Doubt;
-    }
-    if !old.nexthops.iter().all(|nh| has_hop(&new, nh)) {
-        *old = Arc::new(new);
-        return Applied::Doubt;
-    }
-    let mut nexthops = old.nexthops.to_vec();
-    nexthops.extend(new.nexthops.iter().filter(|nh| !has_hop(old, nh)).cloned());
-    // The kernel reports the attributes of the first hop for the whole route.
-    *old = Arc::new(RouteBody { nexthops: nexthops.into(), ..(**old).clone() });
-    Applied::Changed
-}
-
-/// RTM_DELROUTE of an IPv6 route contains the next hops to remove.
-fn remove_nexthops(list: &mut Vec<Arc<RouteBody>>, gone: &RouteBody) -> Applied {
-    let matches = |old: &RouteBody| {
-        (old.priority, old.src, old.kind, old.nhid)
-            == (gone.priority, gone.src, gone.kind, gone.nhid)
-            && !gone.nexthops.is_empty()
-            && gone.nexthops.iter().all(|nh| has_hop(old, nh))
-    };
-    let Some(at) = list.iter().position(|old| matches(old)) else { return Applied::Same };
-    let left: Box<[RouteNexthop]> =
-        list[at].nexthops.iter().filter(|nh| !has_hop(gone, nh)).cloned().collect();
-    if left.is_empty() {
-        list.remove(at);
-        return Applied::Changed;
-    }
-    // The kernel reports the attributes of the first hop (metrics, protocol) for the whole route.
-    let first_stays = list[at].nexthops.first() == left.first();
-    let expiry = match list[at].expiry {
-        Expiry::Expired | Expiry::Unknown if !first_stays => Expiry::Unknown,
-        expiry => expiry,
-    };
-    list[at] = Arc::new(RouteBody { nexthops: left, expiry, ..(*list[at]).clone() });
-    if first_stays { Applied::Changed } else { Applied::Doubt }
-}
-
-/// The message for a single removed hop contains weight 1.
-fn has_hop(body: &RouteBody, nexthop: &RouteNexthop) -> bool {
-    body.nexthops.iter().any(|nh| (nh.oif, nh.gateway) == (nexthop.oif, nexthop.gateway))
 }
