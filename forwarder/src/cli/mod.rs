@@ -181,7 +181,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            output::last_words(format_args!("ferroute: {error:#}"));
+            output::last_words(format_args!("ferroute: {}", output::with_causes(&error)));
             let usage =
                 error.is::<Usage>() || error.is::<ConfigError>() || error.is::<SourceError>();
             ExitCode::from(if usage { 2 } else { 1 })

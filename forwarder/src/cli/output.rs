@@ -30,6 +30,14 @@ pub fn last_words(line: fmt::Arguments<'_>) {
     }
 }
 
+/// An error and its causes, without those that the text has already: many errors quote their cause.
+pub fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().skip(1).fold(error.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
+    })
+}
+
 /// Writes a line to standard error, if it is read.
 pub fn note(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{}", printable(&line.to_string()));
@@ -227,6 +235,14 @@ pub fn columns(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn causes_that_are_quoted_are_not_repeated() {
+        let error =
+            anyhow::anyhow!("EINVAL").context("CPU 7: EINVAL; see taskset").context("worker");
+        assert_eq!(with_causes(&error), "worker: CPU 7: EINVAL; see taskset");
+        assert_eq!(with_causes(&anyhow::anyhow!("a").context("b")), "b: a");
+    }
 
     #[test]
     fn columns_line_up_and_end_without_spaces() {

@@ -60,8 +60,9 @@ fn master(nic: &Nic, nics: &[Nic]) -> Option<Finding> {
     let kind = master.kind.as_deref().unwrap_or("device");
     let message = format!("belongs to the {kind} {}", master.name);
     if kind == "vrf" {
-        let advice = "VRFs are not followed: its packets stay in the kernel";
-        return Some(Finding::warn("master", message, advice));
+        let advice =
+            "VRFs are not followed: leave this interface out, its packets stay in the kernel";
+        return Some(Finding::fail("master", message, advice));
     }
     let advice = format!("ip link set dev {} nomaster, or leave this interface out", nic.name);
     Some(Finding::fail("master", message, advice))
