@@ -25,6 +25,7 @@ mod sink;
 mod stat;
 mod status;
 mod trace;
+mod units;
 mod xfrm;
 
 use std::path::PathBuf;
