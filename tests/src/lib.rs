@@ -24,6 +24,7 @@ pub mod source;
 pub mod stream;
 pub mod tap;
 pub mod threads;
+pub mod tmux;
 
 pub use ferroute::Ferroute;
 pub use lab::Lab;

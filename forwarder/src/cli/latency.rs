@@ -178,7 +178,7 @@ fn ask(client: &mut Client, args: &LatencyArgs, reset: bool) -> Result<LatencyRe
 }
 
 /// What was counted between two reports.
-fn since(now: &LatencyReport, before: &LatencyReport) -> LatencyReport {
+pub(super) fn since(now: &LatencyReport, before: &LatencyReport) -> LatencyReport {
     let mut since = now.clone();
     if now.resets != before.resets {
         return since;
@@ -196,7 +196,8 @@ fn since(now: &LatencyReport, before: &LatencyReport) -> LatencyReport {
     since
 }
 
-fn histogram<'a>(counts: impl IntoIterator<Item = &'a (u64, u64)>) -> Histogram<u64> {
+/// Of buckets as a report has them.
+pub(super) fn histogram<'a>(counts: impl IntoIterator<Item = &'a (u64, u64)>) -> Histogram<u64> {
     let mut histogram = histogram::histogram();
     for &(value, count) in counts {
         histogram.saturating_record_n(value, count);
@@ -204,7 +205,8 @@ fn histogram<'a>(counts: impl IntoIterator<Item = &'a (u64, u64)>) -> Histogram<
     histogram
 }
 
-fn whole(report: &LatencyReport) -> Histogram<u64> {
+/// All pairs together.
+pub(super) fn whole(report: &LatencyReport) -> Histogram<u64> {
     histogram(report.pairs.iter().flat_map(|pair| &pair.counts))
 }
 

@@ -24,7 +24,9 @@ mod show;
 mod sink;
 mod stat;
 mod status;
+mod top;
 mod trace;
+mod units;
 mod xfrm;
 
 use std::path::PathBuf;
@@ -145,6 +147,8 @@ enum Verb {
     Conntrack(Box<conntrack::ConntrackArgs>),
     /// Show the flows that are carried in userspace or by the XDP program, with packets, rates, and why not.
     Flows(Box<flows::FlowsArgs>),
+    /// Watch the router: ports, workers, drops, latency and flows with their rates, as htop does.
+    Top(top::TopArgs),
     /// Show how long frames stay in userspace, as percentiles for each pair of ports.
     Latency(latency::LatencyArgs),
     /// Show or save packets that pass through userspace or are dropped there, as tcpdump does.
@@ -207,6 +211,7 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
         Verb::Rules(args) => rules::rules(global, args),
         Verb::Conntrack(args) => conntrack::conntrack(global, args),
         Verb::Flows(args) => flows::flows(global, args),
+        Verb::Top(args) => top::top(global, args),
         Verb::Latency(args) => latency::latency(global, args),
         Verb::Capture(args) => capture::capture(global, args),
         Verb::Trace(args) => trace::trace(global, args),
@@ -258,6 +263,7 @@ mod tests {
             "rules",
             "conntrack",
             "flows",
+            "top",
             "latency",
             "capture",
             "trace",
@@ -301,6 +307,10 @@ mod tests {
             "conntrack count -f ipv6 --dport 443 -u ASSURED",
             "-p conntrack list -o extended,id --carried",
             "flows",
+            "top",
+            "top -d 0.5 -n 3",
+            "top -b -j --flows 0",
+            "top --batch 5 -i 30 -p",
             "flows show -j",
             "flows top -n 5 -i 0.5 -c 3",
             "flows top --batch 1 --sort packets -p udp -d 10.0.0.0/8 --offloaded -j",
@@ -354,6 +364,11 @@ mod tests {
             "conntrack show extra",
             "conntrack show -p",
             "conntrack show -p frobnicate",
+            "top -b 0",
+            "top -n 0",
+            "top -i 0",
+            "top --flows 1001",
+            "top extra",
             "flows top -n 0",
             "flows top -i 0",
             "flows top -c 0",

@@ -175,7 +175,7 @@ pub(super) fn worker_ports(worker: u32, ports: &[WorkerPort]) -> String {
 }
 
 /// `59s`, `1m05s`, `2h00m`, `3d04h`.
-fn duration(seconds: u64) -> String {
+pub(super) fn duration(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match seconds {
         0..60 => format!("{seconds}s"),

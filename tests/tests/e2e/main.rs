@@ -49,6 +49,7 @@ mod stall;
 mod start;
 mod tcp;
 mod tools;
+mod top;
 mod trace;
 mod wrong;
 mod xfrm;

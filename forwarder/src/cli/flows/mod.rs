@@ -3,7 +3,7 @@
 //! Here the lists and numbers; `filter`: which flows; `top`: those with the highest rates.
 
 mod filter;
-mod top;
+pub mod top;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};

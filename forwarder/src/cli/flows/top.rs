@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 
 use super::filter::FilterArgs;
 use crate::cli::output::columns;
+use crate::cli::units::{parse_interval, si};
 use crate::cli::{Global, unexpected};
 use crate::control::api::client::Client;
 use crate::control::api::flow_filter::prefixes;
 use crate::control::api::flow_rows::{EntryTuple, entry_protocol, prefix_text};
 use crate::control::api::flows::{
-    FlowRate, FlowTopReport, FlowTopRequest, FlowTuple, RateKey, TOP_INTERVAL_MS, TOP_MAX,
+    FlowRate, FlowTopReport, FlowTopRequest, FlowTuple, RateKey, TOP_MAX,
 };
 use crate::control::api::{Request, Response};
 use crate::control::conntrack::{TupleFields, has_ports, protocol_name};
@@ -46,17 +47,6 @@ enum Sort {
     Bits,
     /// Packets per second.
     Packets,
-}
-
-/// An interval in milliseconds, from seconds.
-fn parse_interval(text: &str) -> Result<u32, String> {
-    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
-    // Casts saturate; NaN becomes 0.
-    let interval_ms = (seconds * 1e3).round() as u32;
-    match TOP_INTERVAL_MS.contains(&interval_ms) {
-        true => Ok(interval_ms),
-        false => Err("expected 0.1 to 30 seconds".to_owned()),
-    }
 }
 
 /// Requests rates and prints them.
@@ -105,7 +95,8 @@ fn add_rates(value: &mut Value, flow: &FlowRate, at: usize, report: &FlowTopRepo
     value["offloaded"] = json!(flow.offloaded[at]);
 }
 
-fn to_json(report: &FlowTopReport) -> Value {
+/// The rates as JSON.
+pub fn to_json(report: &FlowTopReport) -> Value {
     let direction = |flow: &FlowRate, at: usize, tuple: &FlowTuple| {
         let mut value = json!(TupleFields::of(&tuple.tuple()));
         add_rates(&mut value, flow, at, report);
@@ -153,27 +144,57 @@ fn to_text(report: &FlowTopReport) -> String {
         "offload",
     ];
     let mut rows = vec![titles.map(str::to_owned).to_vec()];
-    for flow in &report.flows {
-        let Some(tuple) = flow.tuples.first() else { continue };
-        let FlowTuple(source, destination, protocol, source_port, destination_port) = *tuple;
-        let mut row = vec![entry_protocol(protocol).to_owned()];
-        row.extend(match has_ports(protocol) {
-            true => [(source, source_port), (destination, destination_port)]
-                .map(|(address, port)| SocketAddr::new(address, port).to_string()),
-            false => prefixes(&tuple.tuple()).map(prefix_text),
-        });
-        for at in 0..2 {
-            let has = at < flow.tuples.len();
-            let text = |value: f64| if has { si(value) } else { "-".to_owned() };
-            row.push(text(rate(flow.packets[at], report)));
-            row.push(text(8.0 * rate(flow.octets[at], report)));
+    for flow in report.flows.iter().filter_map(|flow| FlowRow::of(flow, report)) {
+        let mut row = vec![flow.protocol.to_owned(), flow.source, flow.destination];
+        for rates in flow.rates {
+            let text = |at: usize| rates.map_or_else(|| "-".to_owned(), |rates| si(rates[at]));
+            row.extend([text(0), text(1)]);
         }
-        row.push(offload(flow).to_owned());
+        row.push(flow.offload.to_owned());
         rows.push(row);
     }
     let seconds = report.interval_ns as f64 / 1e9;
     let FlowTopReport { carried, entries, .. } = report;
     format!("#{seconds:.1} s, carried flows: {carried}, entries: {entries}\n{}", columns(&rows))
+}
+
+/// A flow as a row of a table.
+#[derive(Debug)]
+pub struct FlowRow {
+    /// Its name or number; `all`.
+    pub protocol: &'static str,
+    /// Address and port, or a prefix.
+    pub source: String,
+    /// Likewise.
+    pub destination: String,
+    /// Packets and bits per second of each direction; `None`: an entry of the offload table has one direction.
+    pub rates: [Option<[f64; 2]>; 2],
+    /// Which directions the XDP program forwards by itself.
+    pub offload: &'static str,
+}
+
+impl FlowRow {
+    /// Of a flow of a report. `None`: it has no tuple.
+    pub fn of(flow: &FlowRate, report: &FlowTopReport) -> Option<FlowRow> {
+        let tuple = flow.tuples.first()?;
+        let FlowTuple(source, destination, protocol, source_port, destination_port) = *tuple;
+        let [source, destination] = match has_ports(protocol) {
+            true => [(source, source_port), (destination, destination_port)]
+                .map(|(address, port)| SocketAddr::new(address, port).to_string()),
+            false => prefixes(&tuple.tuple()).map(prefix_text),
+        };
+        let rates = |at: usize| {
+            let has = at < flow.tuples.len();
+            has.then(|| [rate(flow.packets[at], report), 8.0 * rate(flow.octets[at], report)])
+        };
+        Some(FlowRow {
+            protocol: entry_protocol(protocol),
+            source,
+            destination,
+            rates: [rates(0), rates(1)],
+            offload: offload(flow),
+        })
+    }
 }
 
 /// Which directions the XDP program forwards by itself.
@@ -185,21 +206,6 @@ fn offload(flow: &FlowRate) -> &'static str {
         ([false, true], _) => "reply",
         ([false, false], _) => "no",
     }
-}
-
-/// Three digits and a prefix of SI.
-fn si(value: f64) -> String {
-    let mut value = value;
-    for prefix in ["", "k", "M", "G"] {
-        match value {
-            // What is rounded up to 1000 has the next prefix.
-            ..9.995 => return format!("{value:.2}{prefix}"),
-            ..99.95 => return format!("{value:.1}{prefix}"),
-            ..999.5 => return format!("{value:.0}{prefix}"),
-            _ => value /= 1e3,
-        }
-    }
-    format!("{value:.1}T")
 }
 
 #[cfg(test)]
@@ -260,30 +266,5 @@ mod tests {
             (&json!(24), &json!(10.0))
         );
         assert_eq!((&json["interval_s"], &json["carried"]), (&json!(2.0), &json!(7)));
-    }
-
-    #[test]
-    fn numbers_have_three_digits() {
-        for (value, text) in [
-            (0.0, "0.00"),
-            (9.99, "9.99"),
-            (9.999, "10.0"),
-            (99.96, "100"),
-            (999.4, "999"),
-            (999.6, "1.00k"),
-            (1_234_567.0, "1.23M"),
-            (98_765_432_100.0, "98.8G"),
-            (1.5e15, "1500.0T"),
-        ] {
-            assert_eq!(si(value), text, "{value}");
-        }
-    }
-
-    #[test]
-    fn intervals_are_seconds() {
-        assert_eq!((parse_interval("1"), parse_interval("0.25")), (Ok(1000), Ok(250)));
-        for text in ["0", "-1", "NaN", "inf", "31", "x"] {
-            assert!(parse_interval(text).is_err(), "{text}");
-        }
     }
 }
