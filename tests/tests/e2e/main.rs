@@ -12,6 +12,7 @@ mod capture;
 mod conntrack;
 mod control_clients;
 mod devices;
+mod ecmp;
 mod faults;
 mod files;
 mod filters;
