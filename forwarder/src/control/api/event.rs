@@ -256,11 +256,11 @@ impl fmt::Display for Event {
             Event::Tables(change) => change.fmt(f),
             Event::Resync { resyncs, lost } => {
                 let why = if *lost { "notifications of the kernel were lost; " } else { "" };
-                write!(f, "{why}tables were read again ({resyncs} times since the start)")
+                write!(f, "{why}tables were read again ({resyncs} since the start)")
             }
             Event::Correction { corrections } => write!(
                 f,
-                "the self-check replaced what differed from the kernel's tables ({corrections} times since the start)"
+                "the self-check replaced what differed from the kernel's tables ({corrections} since the start)"
             ),
             Event::Ruleset(RulesetEvent { error: Some(error), .. }) => {
                 write!(f, "the nftables ruleset could not be read: {error}")

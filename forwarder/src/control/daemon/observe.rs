@@ -121,6 +121,11 @@ impl Supervisor {
 
     fn observe_tables(&mut self) {
         let counters = self.mirror.counters();
+        if self.observed.generation == 0 {
+            // What the start has read is no change.
+            self.observed.resyncs = (counters.resyncs, counters.enobufs);
+            self.observed.corrections = counters.corrections;
+        }
         let now = (counters.resyncs, counters.enobufs);
         let before = std::mem::replace(&mut self.observed.resyncs, now);
         if before != now {
