@@ -69,6 +69,7 @@ impl ControlHandler for Daemon {
             Request::Capture(request) => return capture(&request),
             Request::Trace(_) => Response::error("no packets here"),
             Request::Reload => Response::error("refused, nothing changes"),
+            Request::Subscribe(_) => Response::error("no events here"),
         };
         response.into()
     }

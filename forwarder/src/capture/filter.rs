@@ -7,6 +7,7 @@
 //! VLAN tag, …) are such loads. Programs that consist only of tests of fields run as a
 //! [`Tree`](super::tree).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::tree::{BurstVerdicts, Tree};
@@ -68,7 +69,7 @@ pub(super) mod code {
 }
 
 /// One instruction: `struct sock_filter`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Insn {
     /// The operation.
     pub code: u16,

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 success, 1 failure (and `status` when nothing is forwarded), 2 wrong usage or input.
 
+mod api;
 mod bench;
 mod capture;
 mod completions;
@@ -13,6 +14,7 @@ mod drops;
 mod flows;
 mod latency;
 mod man;
+mod monitor;
 mod output;
 mod pktgen;
 mod reload;
@@ -155,6 +157,8 @@ enum Verb {
     Capture(capture::CaptureArgs),
     /// Show the way of single packets through the stages and rules in userspace, and how they end.
     Trace(trace::TraceArgs),
+    /// Watch ports, tables, rules, offload, drops and counters change, as `ip monitor` does.
+    Monitor(monitor::MonitorArgs),
     /// Show the kernel's IPsec policies, security associations and counters, as `ip xfrm` does.
     Xfrm(xfrm::XfrmArgs),
     /// Process a capture's packets with the whole data path, in a network described in a file.
@@ -167,6 +171,8 @@ enum Verb {
     Bench(Box<bench::BenchArgs>),
     /// Look for what prevents forwarding, and say what to do.
     Doctor(doctor::DoctorArgs),
+    /// Print the JSON schema of the control socket's protocol.
+    Api(api::ApiArgs),
     /// Print completions for a shell.
     Completions(completions::CompletionsArgs),
     /// Write man pages into a directory.
@@ -215,12 +221,14 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
         Verb::Latency(args) => latency::latency(global, args),
         Verb::Capture(args) => capture::capture(global, args),
         Verb::Trace(args) => trace::trace(global, args),
+        Verb::Monitor(args) => return monitor::monitor(global, args),
         Verb::Xfrm(args) => xfrm::xfrm(global, args),
         Verb::Replay(args) => replay::replay(global, args),
         Verb::Pktgen(args) => pktgen::pktgen(global, args),
         Verb::Sink(args) => sink::sink(global, args),
         Verb::Bench(args) => return bench::bench(global, args),
         Verb::Doctor(args) => return doctor::doctor(global, args),
+        Verb::Api(args) => api::api(global, args),
         Verb::Completions(args) => completions::completions(args),
         Verb::Man(args) => man::man(args),
     }?;
@@ -267,6 +275,8 @@ mod tests {
             "latency",
             "capture",
             "trace",
+            "monitor",
+            "api",
             "xfrm",
             "doctor",
             "config",
@@ -337,6 +347,11 @@ mod tests {
             "trace -n 3 -j udp port 53 and not host 10.1.1.1",
             "replay in.pcap -o out.pcap -c net.toml --iif left",
             "doctor -i eth0 -i eth1 -j",
+            "monitor",
+            "monitor all -t",
+            "mon ports tables label --tshort -j",
+            "monitor counters drops -i 0.1 --reconnect",
+            "api schema",
             "run -i eth0 --poll busy --busy-budget 8",
             "run -i eth0 --poll interrupt",
             "reload -j",
@@ -388,6 +403,10 @@ mod tests {
             "xfrm state flush",
             "capture -c 0",
             "trace -n 0",
+            "monitor frobnicate",
+            "monitor -i 0.05",
+            "monitor -i 61",
+            "api",
             "capture --direction up",
         ] {
             let words = std::iter::once("ferroute").chain(line.split_terminator(' '));

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use xdp_prog::offload::Width;
 
@@ -10,7 +11,7 @@ use crate::control::config::ipnet::IpNet;
 use crate::control::conntrack::{IPS_DST_NAT, IPS_SRC_NAT, Tuple, has_ports};
 
 /// Bits and the value that they must have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Masked {
     /// The value.
     pub value: u32,
@@ -26,7 +27,7 @@ impl Masked {
 }
 
 /// Which flows are listed. A field that is not given matches everything.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct FlowFilter {
     /// Of one family.

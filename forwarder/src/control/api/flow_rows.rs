@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use xdp_prog::offload::Width;
 
@@ -11,7 +12,7 @@ use crate::control::config::ipnet::IpNet;
 use crate::control::conntrack::{Tuple, TupleFields, protocol_name};
 
 /// Why the XDP program does not forward the packets of a flow by itself. The names in JSON do not change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// `--offload off`, or the table could not be allocated.

@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Format;
@@ -24,7 +25,7 @@ pub const TOP_INTERVAL_MS: std::ops::RangeInclusive<u32> = 100..=30_000;
 const NS_PER_MS: u64 = 1_000_000;
 
 /// A tuple: source and destination address, protocol, source and destination port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct FlowTuple(pub IpAddr, pub IpAddr, pub u8, pub u16, pub u16);
 
 impl FlowTuple {
@@ -54,14 +55,14 @@ impl FlowTuple {
 }
 
 /// Requests which connections are carried.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowFindRequest {
     /// Their tuples of the original direction, at most [`FIND_MAX`].
     pub tuples: Vec<FlowTuple>,
 }
 
 /// Answers [`FlowFindRequest`].
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowFindReport {
     /// The inode of the daemon's network namespace; `None`: not known.
     pub netns: Option<u64>,
@@ -70,7 +71,7 @@ pub struct FlowFindReport {
 }
 
 /// A connection that is carried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowFound {
     /// Milliseconds since a packet was carried last; `None`: none was yet.
     pub idle_ms: Option<u64>,
@@ -81,7 +82,7 @@ pub struct FlowFound {
 }
 
 /// Requests a list of flows.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowShowRequest {
     /// The format.
     pub format: Format,
@@ -92,7 +93,7 @@ pub struct FlowShowRequest {
 }
 
 /// Which kind of list of flows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FlowListKind {
     /// Connections, and entries of the offload table that are of none.
@@ -104,7 +105,7 @@ pub enum FlowListKind {
 }
 
 /// Answers [`FlowFilter`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowCountReport {
     /// Carried connections.
     pub carried: u64,
@@ -116,7 +117,7 @@ pub struct FlowCountReport {
 
 /// Requests the flows with the highest rates. They are counted from the request on; the answer comes after
 /// the interval.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowTopRequest {
     /// How long packets are counted, see [`TOP_INTERVAL_MS`].
     pub interval_ms: u32,
@@ -131,7 +132,7 @@ pub struct FlowTopRequest {
 }
 
 /// By which rate flows are sorted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RateKey {
     /// Bits per second.
@@ -142,7 +143,7 @@ pub enum RateKey {
 }
 
 /// Answers [`FlowTopRequest`].
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowTopReport {
     /// How long packets were counted, nanoseconds.
     pub interval_ns: u64,
@@ -155,7 +156,7 @@ pub struct FlowTopReport {
 }
 
 /// What a flow carried in an interval. By direction: original, reply; entries of the offload table have one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowRate {
     /// What packets of each direction have, as they are received.
     pub tuples: Vec<FlowTuple>,

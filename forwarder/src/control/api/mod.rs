@@ -9,6 +9,7 @@ pub mod capture;
 pub mod client;
 mod clients;
 mod connection;
+pub mod event;
 pub mod flow_filter;
 pub mod flow_rows;
 pub mod flows;
@@ -17,14 +18,17 @@ pub mod page;
 pub mod route_get;
 pub mod rows;
 pub mod rules;
+pub mod schema;
 pub mod server;
 pub mod show;
 mod stat;
+pub mod subscribe;
 pub mod trace;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -42,7 +46,8 @@ use crate::control::config::reload::KeyChange;
 pub const API_VERSION: u32 = 1;
 
 /// One line on the socket.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "{T}Line")]
 pub struct Envelope<T> {
     /// [`API_VERSION`] of the sender.
     pub version: u32,
@@ -58,7 +63,7 @@ impl<T> Envelope<T> {
 }
 
 /// A request.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// The daemon's state: answered with [`Response::Status`].
@@ -98,10 +103,13 @@ pub enum Request {
     Reload,
     /// The way of packets: answered with [`Response::Trace`], then the connection carries the [`trace`].
     Trace(trace::TraceRequest),
+    /// Counters, drops and events: answered with [`Response::Subscribe`], then the connection carries the lines of the
+    /// [`subscribe`]d topics.
+    Subscribe(subscribe::SubscribeRequest),
 }
 
 /// Requests copies of packets.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CaptureRequest {
     /// Names of ports; empty: all.
     pub ports: Vec<String>,
@@ -116,7 +124,7 @@ pub struct CaptureRequest {
 }
 
 /// Where a packet is captured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CaptureDirection {
     /// As it was received.
@@ -128,7 +136,7 @@ pub enum CaptureDirection {
 }
 
 /// Format of an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     /// As `ip` prints it.
@@ -138,7 +146,7 @@ pub enum Format {
 }
 
 /// A kind of objects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Object {
     /// Interfaces.
@@ -156,7 +164,7 @@ pub enum Object {
 }
 
 /// Requests a list of objects.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ShowRequest {
     /// The kind of objects.
     pub object: Object,
@@ -170,7 +178,7 @@ pub struct ShowRequest {
 }
 
 /// An address family on its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
     /// AF_INET.
@@ -187,7 +195,7 @@ impl Family {
 }
 
 /// Which objects of a kind are shown. A field that is not given matches everything.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Filter {
     /// `-4`, `-6`.
     pub family: Option<Family>,
@@ -211,7 +219,7 @@ pub struct Filter {
 }
 
 /// How a prefix is compared, `to [root|match|exact] PREFIX`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Selector {
     /// The prefix and everything inside it.
@@ -234,7 +242,7 @@ impl Selector {
 }
 
 /// Requests the routes of packets, `route get`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RouteGetRequest {
     /// Destinations.
     pub addrs: Vec<IpAddr>,
@@ -249,7 +257,7 @@ pub struct RouteGetRequest {
 }
 
 /// A response.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {
     /// To [`Request::Status`].
@@ -274,6 +282,8 @@ pub enum Response {
     Trace(trace::TraceGrant),
     /// To [`Request::Reload`].
     Reload(ReloadReport),
+    /// To [`Request::Subscribe`].
+    Subscribe(subscribe::SubscribeGrant),
     /// The request failed.
     Error {
         /// What failed and why, for the user.
@@ -289,7 +299,7 @@ impl Response {
 }
 
 /// What a reload has changed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ReloadReport {
     /// The file.
     pub file: PathBuf,
@@ -300,7 +310,7 @@ pub struct ReloadReport {
 }
 
 /// A list, in the requested format.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Rendered {
     /// Lines as `ip` prints them, each with its line end.
@@ -310,7 +320,7 @@ pub enum Rendered {
 }
 
 /// The daemon's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Ports or tables are not ready: everything is left to the kernel.
@@ -336,7 +346,7 @@ impl State {
 }
 
 /// Answers [`Request::Status`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StatusReport {
     /// The daemon's state.
     pub state: State,
@@ -372,7 +382,7 @@ pub struct StatusReport {
 }
 
 /// The security associations of IPsec.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct IpsecSas {
     /// Number of SAs by which workers receive.
     pub inbound: u64,
@@ -386,7 +396,7 @@ pub struct IpsecSas {
 }
 
 /// One port.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PortStatus {
     /// Interface name.
     pub ifname: String,
@@ -411,7 +421,7 @@ pub struct PortStatus {
 }
 
 /// One worker.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerStatus {
     /// From 0.
     pub worker: u32,
@@ -427,7 +437,7 @@ pub struct WorkerStatus {
 }
 
 /// What one worker does for one port.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerPort {
     /// Interface name.
     pub ifname: String,
@@ -438,7 +448,7 @@ pub struct WorkerPort {
 }
 
 /// The netlink mirror.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MirrorStatus {
     /// Whether every dump has ended.
     pub ready: bool,
@@ -472,7 +482,7 @@ pub struct MirrorStatus {
 }
 
 /// Answers [`Request::Drops`]: every reason, including those at zero.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DropsReport {
     /// In the order of `DropReason::ALL`.
     pub drops: Vec<NamedCount>,
@@ -481,7 +491,7 @@ pub struct DropsReport {
 }
 
 /// A named count and what it means.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NamedCount {
     /// As `DropReason::name`.
     pub reason: String,
@@ -493,7 +503,7 @@ pub struct NamedCount {
 
 /// Answers [`Request::Latency`]: how long frames stayed with the workers, for each pair of ports, since the
 /// start or the last reset.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LatencyReport {
     /// One frame in this many is measured; 0: none.
     pub sample: u32,
@@ -512,7 +522,7 @@ pub struct LatencyReport {
 }
 
 /// Measurements of the frames forwarded from one port to another.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PairLatency {
     /// The port they came in by.
     pub iif: String,
@@ -524,7 +534,7 @@ pub struct PairLatency {
 }
 
 /// Answers [`Request::Capture`]: the capture has started.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CaptureGrant {
     /// All ports, by the number that copies use.
     pub ports: Vec<CapturePort>,
@@ -533,7 +543,7 @@ pub struct CaptureGrant {
 }
 
 /// A port, as a capture reports it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CapturePort {
     /// Interface name.
     pub ifname: String,
@@ -544,7 +554,7 @@ pub struct CapturePort {
 }
 
 /// Summary of a capture that has ended.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CaptureEnd {
     /// Packets that passed the filter.
     pub matched: u64,

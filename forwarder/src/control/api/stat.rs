@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::WorkerPort;
 
 /// Answers [`Request::Stat`](super::Request::Stat). Counters run from the daemon's start.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StatReport {
     /// One per worker.
     pub workers: Vec<WorkerReport>,
@@ -19,7 +20,7 @@ pub struct StatReport {
 }
 
 /// What the XDP program forwarded by itself.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OffloadReport {
     /// As `nstat` names them.
     pub mib: Counters,
@@ -37,7 +38,7 @@ pub struct OffloadReport {
 pub type Counters = BTreeMap<String, u64>;
 
 /// What one worker counted.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerReport {
     /// From 0.
     pub worker: u32,
@@ -73,7 +74,7 @@ pub struct WorkerReport {
 }
 
 /// What one port counted. Octets include the Ethernet header.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PortReport {
     /// Interface name.
     pub ifname: String,

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::Insn;
@@ -14,7 +15,7 @@ use crate::wire::ethernet::MacAddr;
 const NAME_WIDTH: usize = 20;
 
 /// Requests traces of packets.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TraceRequest {
     /// Number of packets, at least 1.
     pub packets: u64,
@@ -23,15 +24,16 @@ pub struct TraceRequest {
 }
 
 /// Answers the request: the trace has started.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TraceGrant {
     /// Names of the ports.
     pub ports: Vec<String>,
 }
 
 /// One message.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "TraceLine")]
 pub enum Message {
     /// A packet.
     Packet(Box<PacketTrace>),
@@ -40,7 +42,7 @@ pub enum Message {
 }
 
 /// Summary of a trace that has ended.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TraceEnd {
     /// Packets that matched and were not traced, because earlier ones had not been read yet.
     pub missed: u64,
@@ -49,7 +51,7 @@ pub struct TraceEnd {
 }
 
 /// The way of a packet.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PacketTrace {
     /// Its number in the trace, from 1.
     pub packet: u64,
@@ -70,7 +72,7 @@ pub struct PacketTrace {
 }
 
 /// A stage of the data path.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TraceStage {
     /// Its name in ARCHITECTURE.md.
     pub stage: String,
@@ -79,7 +81,7 @@ pub struct TraceStage {
 }
 
 /// A step of a stage.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum TraceStep {
     /// Header passed the checks.
@@ -192,7 +194,7 @@ pub enum TraceStep {
 }
 
 /// How a packet ended.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum TraceDisposition {
     /// Put on the TX ring of a port, or handed to the worker that sends there.

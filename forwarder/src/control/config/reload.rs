@@ -1,5 +1,6 @@
 //! Changes of options while the daemon runs: which take effect, and which need a restart.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -7,7 +8,7 @@ use super::RunOptions;
 use super::keys::KEYS;
 
 /// A key with another value than before.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct KeyChange {
     /// Its name.
     pub key: String,

@@ -17,11 +17,13 @@
 //! - [`relay`]: requests of the control socket, answered on their clients' threads;
 //! - [`snapshot`]: the state of this thread that clients see;
 //! - [`service`]: what the service manager is told;
+//! - [`events`]: subscriptions of clients; [`observe`]: events that are found by comparing the state with the last;
 //! - [`report`], [`links`], [`latency`], [`flow_report`], [`flow_list`]: the answers;
 //! - [`metrics`]: readings for the metrics server;
 //! - [`capture`]: copies of packets for clients; [`trace`], [`trace_report`]: the way of packets.
 
 mod capture;
+mod events;
 mod flow_entry;
 mod flow_list;
 mod flow_report;
@@ -31,6 +33,7 @@ mod ipsec;
 mod latency;
 mod links;
 mod metrics;
+mod observe;
 mod offload;
 mod ports;
 mod punter;
@@ -56,6 +59,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::flows::FlowFollower;
 use self::metrics::Sockets;
+use self::observe::Observed;
 use self::offload::Offloader;
 use self::ports::{Port, PortManager, Surroundings};
 use self::punter::Punter;
@@ -66,6 +70,7 @@ use self::service::Service;
 use self::snapshot::{Snapshot, View};
 use self::steering_state::SteeringState;
 use self::workers::WorkerSet;
+use crate::control::api::event::Event;
 use crate::control::config::RunOptions;
 use crate::control::firewall::monitor::Monitor;
 use crate::control::firewall::ruleset::{Compiled, Followed, RulesetReader};
@@ -164,6 +169,7 @@ struct Supervisor {
     clients: Clients,
     service: Service,
     reloads: Reloads,
+    observed: Observed,
     /// When conditions without events were last checked.
     checked: Instant,
     /// The moment that the control thread's last heartbeat stands for.
@@ -246,6 +252,7 @@ impl Supervisor {
             clients: Clients::new(asks, view),
             service: Service::from_environment(),
             reloads: Reloads::new(Arc::clone(&relay), &options, chosen),
+            observed: Observed::new(),
             checked: Instant::now(),
             beat: Instant::now(),
             caught_up: Instant::now(),
@@ -405,6 +412,7 @@ impl Supervisor {
             options: &self.options,
             punt: self.punter.device(),
             is_alive: &is_alive,
+            events: &self.clients.view.events,
         };
         act(&mut self.ports, &around)
     }
@@ -462,6 +470,7 @@ impl Supervisor {
             self.answer_pages(ANSWER_BUDGET);
             self.follow_reloads()?;
             self.notify_captures();
+            self.observe();
         }
         Ok(())
     }
@@ -591,7 +600,8 @@ impl Supervisor {
     fn notice_refused_punts(&mut self) -> Result<()> {
         let Some(error) = self.punter.take_first_refusal() else { return Ok(()) };
         let device = self.punter.device();
-        say!("{} does not take frames ({error}); everything is left to the kernel", device.name());
+        let (ifname, error) = (device.name().to_owned(), Some(error.to_string()));
+        self.clients.view.events.say(Event::PuntDevice { ifname, error });
         self.steer()
     }
 
@@ -604,7 +614,8 @@ impl Supervisor {
         for port in self.ports.iter().filter_map(Port::active) {
             port.admit(&punt)?;
         }
-        say!("{} takes frames for the kernel again", punt.name());
+        let ifname = punt.name().to_owned();
+        self.clients.view.events.say(Event::PuntDevice { ifname, error: None });
         self.punter.replace(punt);
         self.steer()
     }
@@ -638,12 +649,8 @@ impl Supervisor {
             let is_news = bypassed != self.bypassed;
             (self.bypassed, self.ruleset_pending) = (bypassed, pending);
             if is_news && !self.options.ignore_firewall {
-                match self.bypassed.first() {
-                    None => say!("the firewall changed; forwarding is done by userspace again"),
-                    Some(first) => {
-                        say!("the firewall changed; forwarding is done by the kernel: {first}");
-                    }
-                }
+                let bypassed = self.bypassed.first().cloned();
+                self.clients.view.events.say(Event::Firewall { bypassed });
             }
             self.steer()?;
         }
@@ -658,6 +665,7 @@ impl Supervisor {
     fn stop(&mut self, current: bool) {
         self.stopping = true;
         self.service.stopping();
+        self.observe_stop();
         self.publish();
         self.clients.refuse();
         if let Err(error) = self.steer() {

@@ -23,7 +23,9 @@ use crate::control::api::route_get::route_get;
 use crate::control::api::rows::{List, ListError, RowWriter};
 use crate::control::api::rules::Rules;
 use crate::control::api::server::{Answer, ControlHandler};
-use crate::control::api::{Object, Request, Response, RouteGetRequest, ShowRequest, show};
+use crate::control::api::{
+    Object, Request, Response, RouteGetRequest, ShowRequest, StatusReport, show,
+};
 use crate::control::config::ipnet::IpNet;
 use crate::control::config::source::Source;
 use crate::tables::{LOOPBACK_IFINDEX, Tables};
@@ -87,6 +89,7 @@ impl Clients {
     pub(super) fn finish(&mut self) {
         self.view.captures.finish();
         self.view.traces.finish();
+        self.view.events.finish();
         self.servers = None;
     }
 }
@@ -116,7 +119,7 @@ pub(super) fn relay(
 impl ControlHandler for Relay {
     fn handle(&self, request: Request) -> Answer {
         match request {
-            Request::Status => self.status().into(),
+            Request::Status => Response::Status(Box::new(self.status().1)).into(),
             Request::Stat => Response::Stat(self.snapshot().stat()).into(),
             Request::Drops => Response::Drops(self.snapshot().drops()).into(),
             Request::Rules { format } => {
@@ -141,6 +144,7 @@ impl ControlHandler for Relay {
                 self.view.capture(&snapshot, &request)
             }
             Request::Trace(request) => self.trace(&request),
+            Request::Subscribe(request) => self.subscribe(request),
             Request::Reload => self.reload().into(),
             Request::Show(request) if request.details && request.object == Object::Link => {
                 let format = request.format;
@@ -169,14 +173,16 @@ impl Relay {
         }
     }
 
-    fn status(&self) -> Response {
+    /// The state, and the snapshot that it is of.
+    pub(super) fn status(&self) -> (Arc<Snapshot>, StatusReport) {
         let begun = Instant::now();
         let turns = self.view.snapshot().turns();
         let is_new = self.renew(REPORT_TIMEOUT);
         let snapshot = self.view.snapshot();
         let silent = snapshot.silent_since(&turns, begun + REPORT_TIMEOUT);
         let stalled = if is_new { None } else { self.view.stalled() };
-        Response::Status(Box::new(snapshot.status(&silent, stalled)))
+        let status = snapshot.status(&silent, stalled);
+        (snapshot, status)
     }
 
     /// The current state, or that of the control thread's last turn if it does not respond in time.

@@ -14,6 +14,7 @@ use crossbeam_channel::{Sender, bounded};
 
 use super::Supervisor;
 use super::relay::{Ask, Relay};
+use crate::control::api::event::{Event, ReloadEvent};
 use crate::control::api::{ReloadReport, Response};
 use crate::control::config::RunOptions;
 use crate::control::config::effective::toml_text;
@@ -127,7 +128,9 @@ impl Supervisor {
         let new = match read {
             Ok(new) => new,
             Err(error) => {
-                say!("reload refused, nothing changes: {error}");
+                let refused = Some(error.clone());
+                let event = ReloadEvent { refused, ..ReloadEvent::default() };
+                self.clients.view.events.say(Event::Reload(event));
                 return Ok(Response::error(format!("refused, nothing changes: {error}")));
             }
         };
@@ -141,6 +144,8 @@ impl Supervisor {
         if changes.is_empty() {
             say!("reload: no key has changed");
         }
+        let event = ReloadEvent { changes: changes.clone(), refused: None };
+        self.clients.view.events.publish(Event::Reload(event));
         self.publish();
         let file = new.source.as_ref().map(Source::path).unwrap_or("".as_ref());
         let warnings = self.absent_interfaces();

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use super::Supervisor;
 use super::flow_entry::Locals;
 use super::flows::FlowFollower;
+use crate::control::api::event::{Event, RulesetEvent};
 use crate::control::firewall::ruleset::{Compiled, Followed, sets_entries};
 use crate::netfilter::nft::{Program, Tracking};
 
@@ -43,6 +44,11 @@ impl Supervisor {
             Ok(compiled) => Followed::of(compiled),
             Err(error) => Followed::failed(error),
         });
+        self.clients.view.events.publish(Event::Ruleset(RulesetEvent {
+            generation: read.as_ref().map_or(0, |compiled| compiled.generation),
+            applied: read.is_ok(),
+            error: read.as_ref().err().map(ToString::to_string),
+        }));
         if let Ok(compiled) = read {
             // Until it is known that the workers can apply all of it; `steer` decides.
             self.workers.set_hand_back(true);

@@ -114,6 +114,11 @@ impl Supervisor {
 
     /// A worker that gives no heartbeat.
     fn silent_worker(&self) -> Option<usize> {
+        self.silent_workers().iter().position(|silent| *silent)
+    }
+
+    /// By worker: it gives no heartbeat.
+    pub(super) fn silent_workers(&self) -> Vec<bool> {
         let heartbeats = self.steering_state.heartbeats();
         let now_ns = monotonic_ns();
         let timeout = self.options.timeouts.worker.min(HEARTBEAT_TIMEOUT);
@@ -122,11 +127,11 @@ impl Supervisor {
         let is_alive = |worker: &usize| {
             heartbeats.queue(*worker).is_some_and(|word| is_fresh(word, now_ns, timeout_ns))
         };
-        (0..self.workers.handles().len()).find(|worker| !is_alive(worker))
+        (0..self.workers.handles().len()).map(|worker| !is_alive(&worker)).collect()
     }
 
     /// How many ports forward, or why the kernel does: one line.
-    fn service_status(&self, silent: Option<usize>) -> String {
+    pub(super) fn service_status(&self, silent: Option<usize>) -> String {
         let listed: Vec<&Port> = self.ports.listed().collect();
         let active = listed.iter().filter(|port| port.is_active()).count();
         let left = || {

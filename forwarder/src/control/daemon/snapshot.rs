@@ -10,6 +10,7 @@ use xdp_prog::QueueCounters;
 
 use super::Supervisor;
 use super::capture::Captures;
+use super::events::Events;
 use super::flows::FlowFollower;
 use super::latency::Baseline;
 use super::offload::Offloads;
@@ -50,6 +51,7 @@ pub(super) struct View {
     pub(super) baseline: ArcSwap<Baseline>,
     pub(super) captures: Captures,
     pub(super) traces: RunningTraces,
+    pub(super) events: Events,
 }
 
 /// The control thread's state when the snapshot was made.
@@ -81,6 +83,8 @@ pub(super) struct Snapshot {
     pub(super) control_timeout: Duration,
     /// Packets may be steered to userspace.
     pub(super) is_steering: bool,
+    /// Number of events that it includes.
+    pub(super) events: u64,
 }
 
 /// A port.
@@ -125,6 +129,7 @@ impl View {
             baseline: ArcSwap::from_pointee(Baseline::new()),
             captures: Captures::new(),
             traces: RunningTraces::default(),
+            events: Events::default(),
         }
     }
 
@@ -198,6 +203,7 @@ impl Snapshot {
             heartbeats: None,
             control_timeout: options.timeouts.control,
             is_steering: false,
+            events: 0,
         }
     }
 
@@ -258,6 +264,7 @@ impl Supervisor {
             heartbeats: Some(Arc::clone(self.steering_state.heartbeats())),
             control_timeout: self.options.timeouts.control,
             is_steering: !self.stopping && self.steering_allowed(),
+            events: self.clients.view.events.count(),
         };
         let worker = |(n, cpu): (usize, &Option<usize>)| WorkerStatus {
             worker: n as u32,

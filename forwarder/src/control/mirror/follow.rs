@@ -45,11 +45,26 @@ const RTM_DELNETCONF: u16 = 81;
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
 
+/// The place in [`MirrorCounters::kinds`] of a type of message; `None`: of other objects.
+fn kind_of(message: u16) -> Option<usize> {
+    Some(match message {
+        RTM_NEWLINK | RTM_DELLINK => 0,
+        RTM_NEWADDR | RTM_DELADDR => 1,
+        RTM_NEWROUTE | RTM_DELROUTE => 2,
+        RTM_NEWRULE | RTM_DELRULE => 3,
+        RTM_NEWNEXTHOP | RTM_DELNEXTHOP => 4,
+        RTM_NEWNEIGH | RTM_DELNEIGH => 5,
+        _ => return None,
+    })
+}
+
 /// Counters of the mirror.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct MirrorCounters {
     /// Events processed.
     pub events: u64,
+    /// Those of them that were about links, addresses, routes, rules, nexthop objects and neighbours.
+    pub kinds: [u64; 6],
     /// Times all or a part of the state was dumped again.
     pub resyncs: u64,
     /// Times the kernel could not queue events (ENOBUFS).
@@ -173,6 +188,9 @@ impl Follower {
     /// Applies one event.
     pub fn event(&mut self, message: &Message<'_>, now: Instant) {
         self.counters.events += 1;
+        if let Some(kind) = kind_of(message.kind) {
+            self.counters.kinds[kind] += 1;
+        }
         let parsed = match message.kind {
             RTM_NEWLINK | RTM_DELLINK => self.link(message, now),
             RTM_NEWADDR | RTM_DELADDR => self.addr(message, now),

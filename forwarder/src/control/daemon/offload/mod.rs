@@ -290,6 +290,11 @@ impl Offloads {
             .collect()
     }
 
+    /// Whether captures or traces want all packets to pass the workers.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.load(Relaxed) != 0
+    }
+
     /// Whether a port gets no flows because it refuses their frames.
     fn is_off(&self, number: u16) -> bool {
         self.redirects.as_ref().is_some_and(|redirects| redirects.is_off(number))

@@ -11,8 +11,7 @@ use super::open::OpenRequest;
 use super::port::{Port, PortState, Until, Waiting};
 use super::thread::Job;
 use super::{Matching, PortManager, Surroundings};
-use crate::control::steering::punt::PuntDevice;
-use crate::say;
+use crate::control::api::event::PortChange;
 use crate::skb::JUMBO_MTU;
 use crate::tables::Link;
 
@@ -37,7 +36,7 @@ impl PortManager {
             self.ports.iter().map(|port| self.interface_state(port, &matching, around)).collect();
         for (index, state) in states.iter().enumerate() {
             let port = &mut self.ports[index];
-            if let Some(active) = port_to_close(port, state, &around.punt)? {
+            if let Some(active) = port_to_close(port, state, around)? {
                 let index = port.index;
                 self.close(index, active, &around.punt)?;
             }
@@ -146,31 +145,32 @@ struct InterfaceState<'a> {
 fn port_to_close(
     port: &mut Port,
     state: &InterfaceState<'_>,
-    punt: &PuntDevice,
+    around: &Surroundings<'_>,
 ) -> Result<Option<Box<ActivePort>>> {
-    let Some(link) = state.link else { return Ok(leave(port, state.exists)) };
+    let Some(link) = state.link else { return Ok(leave(port, state.exists, around)) };
     let Some(active) = port.active() else { return Ok(None) };
     // An active port that is down is no obstacle: nothing arrives, and the sockets stay bound.
     let obstacle = state.obstacle.as_ref().filter(|_| link.up);
     if active.ifindex != link.ifindex {
-        say!("interface {} was replaced by another one", port.ifname);
+        around.say(port, PortChange::Replaced, None);
         return Ok(port.begin_closing(None));
     }
     if !active.has_its_sockets() {
         let finding = Finding::SocketsUnbound;
-        say!("interface {}: {finding}; left to the kernel until it is reopened", port.ifname);
+        around.say(port, PortChange::Reopening, Some(&finding.to_string()));
         return Ok(port.begin_reopening(finding.to_string(), finding.is_failure()));
     }
     if let Some(why) = state.filtered.as_ref().or(obstacle) {
-        say!("interface {}: {why}; left to the kernel", port.ifname);
+        around.say(port, PortChange::Left, Some(why));
         return Ok(port.begin_closing(Some(Waiting { why: why.clone(), until: Until::Event })));
     }
     if state.obstacle.is_none() && active.is_outgrown(link) {
-        say!("interface {}: its MTU is now {}; reopening it", port.ifname, link.mtu);
+        let why = format!("its MTU is now {}", link.mtu);
+        around.say(port, PortChange::Reopening, Some(&why));
         return Ok(port.begin_closing(None));
     }
     if let Some(active) = port.active_mut() {
-        active.follow_mac(link, punt)?;
+        active.follow_mac(link, &around.punt)?;
     }
     Ok(None)
 }
@@ -190,7 +190,7 @@ fn link_to_open(
     }
     if let Some(why) = state.obstacle.or(state.filtered) {
         if port.wait(Waiting { why, until: Until::Event }) {
-            say!("interface {}: {}; left to the kernel", port.ifname, port.describe());
+            around.say(port, PortChange::Left, Some(port.describe()));
         }
         return None;
     }
@@ -201,17 +201,17 @@ fn link_to_open(
 }
 
 /// A port's interface is gone or, if it `exists`, is no longer to be a port. Returns what is to be closed of it.
-fn leave(port: &mut Port, exists: bool) -> Option<Box<ActivePort>> {
+fn leave(port: &mut Port, exists: bool, around: &Surroundings<'_>) -> Option<Box<ActivePort>> {
     let closing = port.begin_closing(None);
     if closing.is_some() || port.forget_interface() {
         match (port.matched, exists) {
-            (false, _) => say!("interface {} is gone; waiting for it to return", port.ifname),
-            (true, false) => say!("interface {} is gone: it is no longer a port", port.ifname),
+            (false, _) => around.say(port, PortChange::Gone, None),
+            (true, false) => around.say(port, PortChange::Removed, None),
             // It is not named any more, or belongs to a bridge or a bond now.
-            (true, true) => say!(
-                "interface {} is no longer a port: neither a name nor a pattern selects it now",
-                port.ifname
-            ),
+            (true, true) => {
+                let why = "neither a name nor a pattern selects it now";
+                around.say(port, PortChange::Removed, Some(why));
+            }
         }
     }
     closing

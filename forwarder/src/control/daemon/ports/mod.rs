@@ -36,6 +36,8 @@ use self::handoff::Handoffs;
 use self::port::PortState;
 use self::thread::{Done, Job, Opened, PortThread};
 use super::CHECK_INTERVAL;
+use super::events::Events;
+use crate::control::api::event::{Event, PortChange};
 use crate::control::config::RunOptions;
 use crate::control::mirror::Mirror;
 use crate::control::process::signals::Signals;
@@ -62,9 +64,16 @@ pub(super) struct Surroundings<'a> {
     pub(super) punt: Arc<PuntDevice>,
     /// Whether a worker gives heartbeats.
     pub(super) is_alive: &'a dyn Fn(usize) -> bool,
+    /// Who is told of what happens.
+    pub(super) events: &'a Events,
 }
 
 impl Surroundings<'_> {
+    /// Tells that a port changes.
+    fn say(&self, port: &Port, change: PortChange, why: Option<&str>) {
+        self.events.say(Event::port(&port.ifname, change, why.map(str::to_owned)));
+    }
+
     /// The interfaces that patterns match now.
     pub(super) fn matching(&self) -> Matching {
         matching(self.mirror, self.options)
@@ -256,7 +265,7 @@ impl PortManager {
 
     fn apply(&mut self, done: Done, around: &Surroundings<'_>) -> Result<bool> {
         match done {
-            Done::Opened(opened) => self.end_opening(opened, &around.punt)?,
+            Done::Opened(opened) => self.end_opening(opened, around)?,
             Done::Closed { index } => {
                 self.ports.get_mut(usize::from(index)).into_iter().for_each(Port::end_closing);
             }
@@ -269,7 +278,7 @@ impl PortManager {
         Ok(true)
     }
 
-    fn end_opening(&mut self, opened: Opened, punt: &PuntDevice) -> Result<()> {
+    fn end_opening(&mut self, opened: Opened, around: &Surroundings<'_>) -> Result<()> {
         let Opened { index, result, is_named } = opened;
         let Some(port) = self.ports.get_mut(usize::from(index)) else { return Ok(()) };
         if is_named {
@@ -282,18 +291,18 @@ impl PortManager {
             Err(error) => {
                 // It is tried repeatedly, but logged once.
                 if port.end_opening(Err(&error)) {
-                    say!("interface {}: {}; left to the kernel", port.ifname, port.describe());
+                    around.say(port, PortChange::Left, Some(port.describe()));
                 }
             }
             Ok(active) => {
                 // The device may have been replaced since the thread registered the port with it.
-                active.admit(punt)?;
+                active.admit(&around.punt)?;
                 let was_open = port.was_open;
                 port.end_opening(Ok(active));
                 match (port.matched, self.is_starting) {
                     (false, true) => {}
-                    (false, false) if was_open => say!("interface {} is back", port.ifname),
-                    _ => say!("interface {} is a port now", port.ifname),
+                    (false, false) if was_open => around.say(port, PortChange::Back, None),
+                    _ => around.say(port, PortChange::Added, None),
                 }
             }
         }
@@ -352,12 +361,14 @@ impl PortManager {
 
     fn reopen(&mut self, index: usize, finding: &Finding, around: &Surroundings<'_>) -> Result<()> {
         let Some(port) = self.ports.get_mut(index) else { return Ok(()) };
-        let separator = if matches!(finding, Finding::Unfit(_)) { "" } else { ":" };
-        let what = format!("interface {}{separator} {finding}", port.ifname);
         let Some(active) = port.begin_reopening(finding.to_string(), finding.is_failure()) else {
             return Ok(());
         };
-        say!("{what}; left to the kernel until it is reopened");
+        let why = match finding {
+            Finding::Unfit(why) => format!("it {why}"),
+            other => other.to_string(),
+        };
+        around.say(port, PortChange::Reopening, Some(&why));
         self.close(index as u16, active, &around.punt)
     }
 
