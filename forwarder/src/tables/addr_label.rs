@@ -1,4 +1,5 @@
-//! Labels of IPv6 addresses, by which the source of a packet is selected (RFC 6724 §2.1; `ip addrlabel`).
+//! Labels of IPv6 addresses, by which the source of a packet is selected (RFC 6724 §2.1; `ip addrlabel`). The kernel's default
+//! labels are not those of the RFC.
 
 use std::net::Ipv6Addr;
 
@@ -79,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn default_labels_are_those_of_rfc_6724() {
+    fn default_labels_are_the_kernels() {
         for (text, label) in [
             ("::1", 0),
             ("2a00::1", 1),

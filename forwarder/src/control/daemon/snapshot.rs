@@ -401,6 +401,7 @@ impl Supervisor {
             )
         }));
         warnings.extend(self.steering_state.warnings().cloned());
+        warnings.extend(self.mirror.not_followed());
         if self.options.offload.mode == OffloadMode::On {
             warnings.extend(self.offload.iter().flat_map(|offload| offload.offloads().warnings()));
         }

@@ -88,7 +88,8 @@ impl Follower {
     }
 
     /// Dumps a part of the state other than links, and replaces it, unless the dump is interrupted. Returns whether it was
-    /// different; the kernel does not report each neighbour that it gives up, nor address labels, so these do not count. `now`: before the dump.
+    /// different; the kernel does not report each neighbour that it gives up, nor address labels, so these do not count.
+    /// `now`: before the dump.
     pub(super) fn compare(
         &mut self,
         requests: &mut dyn Dumps,
@@ -410,12 +411,12 @@ fn have_other_lladdrs(old: &Neighs, new: &Neighs) -> bool {
     old.keys().chain(new.keys()).any(|key| lladdr(old, key) != lladdr(new, key))
 }
 
-/// A comparison ends with an interrupted dump: the next one may not be.
 /// The kernel has no objects of the kind.
 fn is_unsupported(error: &SockError) -> bool {
     matches!(error, SockError::Refused { source, .. } if source.raw_os_error() == Some(libc::EOPNOTSUPP))
 }
 
+/// A comparison ends with an interrupted dump: the next one may not be.
 pub(super) fn interrupted(what: &'static str) -> SockError {
     SockError::Refused { what, source: io::ErrorKind::Interrupted.into(), text: String::new() }
 }

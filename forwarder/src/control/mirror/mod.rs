@@ -507,6 +507,11 @@ impl Mirror {
         list
     }
 
+    /// Settings in force on ports that are not followed, although packets are forwarded.
+    pub fn not_followed(&self) -> Vec<String> {
+        unmirrored::not_followed(self.state(), &self.compiler.ports)
+    }
+
     /// Counters of the mirror.
     pub fn counters(&self) -> MirrorCounters {
         self.follower.counters

@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use super::dump::{self, Dumps};
 use super::follow::{Follower, Parts};
 use super::parse::ParsedRoute;
-use super::rib::{Difference, RibAddr, Summing, Sums};
+use super::rib::{RibAddr, Summing, Sums};
 use super::state::Family;
 use super::{Changes, Mirror, MirrorError};
 use crate::control::netlink::message::Message;
@@ -31,6 +31,8 @@ const INTERVAL: Duration = Duration::from_millis(160);
 const POLL: Duration = Duration::from_millis(10);
 /// The thread rests for so many times as long as a dump took.
 const REST: u32 = 200;
+/// How often its rest is doubled.
+const IN_A_ROW_MAX: u32 = 4;
 /// A difference of fingerprints is confirmed so much later: the event may have been on its way.
 const CONFIRM_TIME: Duration = Duration::from_millis(300);
 /// Maximum age of a dump that is replayed.
@@ -88,8 +90,9 @@ pub(super) struct SelfCheck {
     large_due: Instant,
     asked: Option<Asked>,
     suspects: Option<Suspects>,
-    /// Differences of each family that are still there after the routes were dumped again: these are not corrected again.
-    unmended: [Vec<Difference>; 2],
+    /// How often in a row the routes of each family differed: the more often, the longer the thread rests, so that a
+    /// difference that dumps do not mend does not cost a dump each time.
+    in_a_row: [u32; 2],
     /// To and from the thread, if it has been started.
     channels: Option<(Sender<Task>, Receiver<Answer>)>,
 }
@@ -122,7 +125,7 @@ impl SelfCheck {
             large_due: now,
             asked: None,
             suspects: None,
-            unmended: [Vec::new(), Vec::new()],
+            in_a_row: [0, 0],
             channels: None,
         }
     }
@@ -167,7 +170,11 @@ impl Mirror {
         let Some(asked) = self.self_check.asked else {
             self.self_check.due = now + INTERVAL;
             if let Some(suspects) = self.self_check.suspects.take() {
-                self.confirm(suspects, now);
+                match changes.more {
+                    // Among the events that wait may be those of the differences.
+                    true => self.suspect_again(suspects, now),
+                    false => self.confirm(suspects, now),
+                }
             } else if !changes.more {
                 self.begin_check(now);
             }
@@ -183,7 +190,8 @@ impl Mirror {
                 self.replay(recording, part, asked, now, changes)
             }
             (dumped, Task::Sum(family)) => {
-                self.self_check.large_due = now + answer.took * REST;
+                let in_a_row = self.self_check.in_a_row[family as usize].min(IN_A_ROW_MAX);
+                self.self_check.large_due = now + answer.took * (REST << in_a_row);
                 if let Some(Dumped::Sums(dumped)) = dumped {
                     self.suspect(Suspects { family, dumped, changes: asked.changes }, now);
                 }
@@ -258,7 +266,8 @@ impl Mirror {
         !(self.follower.is_in_doubt() || part.routes6 && is_near)
     }
 
-    fn differences(&self, suspects: &Suspects) -> Vec<Difference> {
+    /// The number of buckets that differ.
+    fn differences(&self, suspects: &Suspects) -> usize {
         let (dumped, changes) = (&suspects.dumped, suspects.changes);
         match suspects.family {
             Family::V4 => self.follower.state.routes4.fingerprints().differences(dumped, changes),
@@ -268,19 +277,20 @@ impl Mirror {
 
     /// Notes the fingerprints of a dump if some differ.
     fn suspect(&mut self, suspects: Suspects, now: Instant) {
-        let unmended = &self.self_check.unmended[suspects.family as usize];
-        let differences = self.differences(&suspects);
-        if differences.is_empty() || differences == *unmended {
-            return;
+        match self.differences(&suspects) {
+            0 => self.self_check.in_a_row[suspects.family as usize] = 0,
+            _ => self.suspect_again(suspects, now),
         }
+    }
+
+    fn suspect_again(&mut self, suspects: Suspects, now: Instant) {
         self.self_check.suspects = Some(suspects);
         self.self_check.due = now + CONFIRM_TIME;
     }
 
     /// Has the routes dumped again if their fingerprints still differ.
     fn confirm(&mut self, suspects: Suspects, now: Instant) {
-        let differences = self.differences(&suspects);
-        if differences.is_empty() || self.follower.is_in_doubt() {
+        if self.differences(&suspects) == 0 || self.follower.is_in_doubt() {
             return;
         }
         self.follower.counters.corrections += 1;
@@ -288,7 +298,7 @@ impl Mirror {
             Family::V4 => parts.routes4 = true,
             Family::V6 => parts.routes6 = true,
         });
-        self.self_check.unmended[suspects.family as usize] = differences;
+        self.self_check.in_a_row[suspects.family as usize] += 1;
     }
 }
 

@@ -358,8 +358,12 @@ pub struct DevSysctls {
     pub shared_media: bool,
     /// net.ipv4.conf.*.accept_redirects.
     pub accept_redirects: bool,
-    /// net.ipv4.conf.*.disable_xfrm, or disable_policy of either family.
-    pub disable_policy: bool,
+    /// net.ipv4.conf.*.disable_xfrm.
+    pub disable_xfrm: bool,
+    /// net.ipv4.conf.*.disable_policy.
+    pub disable_policy4: bool,
+    /// net.ipv6.conf.*.disable_policy.
+    pub disable_policy6: bool,
     /// net.ipv6.conf.*.disable_ipv6, or no IPv6 support at all.
     pub disable_ipv6: bool,
     /// net.ipv6.conf.*.force_forwarding, which netconf messages do not contain.

@@ -189,7 +189,9 @@ pub fn read_dev(files: &Files, name: &str) -> DevSysctls {
         accept_local: v4("accept_local"),
         shared_media: v4("shared_media"),
         accept_redirects: v4("accept_redirects"),
-        disable_policy: v4("disable_xfrm") || v4("disable_policy") || v6("disable_policy") != 0,
+        disable_xfrm: v4("disable_xfrm"),
+        disable_policy4: v4("disable_policy"),
+        disable_policy6: v6("disable_policy") != 0,
         disable_ipv6: files
             .read::<i32>(&format!("ipv6/conf/{name}/disable_ipv6"))
             .is_none_or(|value| value != 0),

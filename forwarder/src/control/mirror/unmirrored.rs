@@ -44,7 +44,6 @@ pub fn list(state: &RouterState, ports: &Ports) -> Vec<Unmirrored> {
         });
     }
     settings(state, &mut list);
-    settings_of_ports(state, ports, &mut list);
     if rules_undecided(&state.rules6, Family::V6) {
         list.push(Unmirrored {
             what: "missing initial IPv6 rules".into(),
@@ -102,31 +101,35 @@ fn settings(state: &RouterState, list: &mut Vec<Unmirrored>) {
     }
 }
 
-/// Settings of ports that are not followed.
-fn settings_of_ports(state: &RouterState, ports: &Ports, list: &mut Vec<Unmirrored>) {
+/// Settings in force on ports that are not followed: packets are forwarded without them.
+pub fn not_followed(state: &RouterState, ports: &Ports) -> Vec<String> {
+    const POLICIES: &str = "IPsec policies apply to packets of the port all the same";
+    let mut list = Vec::new();
     let all = &state.sysctls_all;
     for (ifindex, own) in &state.sysctls_dev {
-        let Some(link) = state.links.get(ifindex).filter(|_| ports.contains_key(ifindex)) else {
-            continue;
-        };
-        let mut name = |setting: &str, why: &str| {
-            let what = format!("net.ipv4.conf.{}.{setting}", link.name);
-            list.push(Unmirrored { what, why: why.to_owned() });
-        };
+        let of_port = state.links.get(ifindex).filter(|_| ports.contains_key(ifindex));
+        let Some(link) = of_port else { continue };
+        let own_or_all = [
+            ("ipv4", "disable_policy", own.disable_policy4, all.disable_policy4),
+            ("ipv4", "disable_xfrm", own.disable_xfrm, all.disable_xfrm),
+            ("ipv6", "disable_policy", own.disable_policy6, all.disable_policy6),
+        ];
+        for (family, key, of_own, of_all) in own_or_all {
+            if of_own || of_all {
+                let name = if of_own { &link.name } else { "all" };
+                list.push(format!("net.{family}.conf.{name}.{key} is not followed: {POLICIES}"));
+            }
+        }
         // IN_DEV_RX_REDIRECTS, of an interface that forwards.
         if all.accept_redirects && own.accept_redirects {
-            name(
-                "accept_redirects",
-                "routes that the kernel learns from redirects are not followed",
-            );
-        }
-        if all.disable_policy || own.disable_policy {
-            name(
-                "disable_policy or disable_xfrm",
-                "IPsec policies apply to its packets all the same",
-            );
+            list.push(format!(
+                "net.ipv4.conf.{}.accept_redirects: routes that the kernel learns from redirects are not followed",
+                link.name
+            ));
         }
     }
+    list.dedup();
+    list
 }
 
 /// Whether a route has several next hops.

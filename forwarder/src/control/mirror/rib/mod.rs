@@ -12,10 +12,10 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 pub use self::addr::RibAddr;
-pub use self::fingerprint::{Difference, Summing, Sums};
+pub use self::fingerprint::{Summing, Sums};
 pub use crate::tables::RT_SCOPE_HOST;
 
-use self::fingerprint::Fingerprints;
+use self::fingerprint::{Fingerprints, Print};
 use self::insert::{insert4, insert6, remove_nexthops};
 
 /// NLM_F_REPLACE.
@@ -176,7 +176,7 @@ impl RouteBody {
 struct Slot {
     body: Option<Arc<RouteBody>>,
     refs: u32,
-    fingerprint: u64,
+    fingerprint: Print,
 }
 
 /// Route bodies by id.
@@ -228,7 +228,7 @@ impl Bodies {
     }
 
     /// Those of the routes of a prefix.
-    fn fingerprints(&self, ids: Option<&Aliases>) -> impl Iterator<Item = u64> {
+    fn fingerprints(&self, ids: Option<&Aliases>) -> impl Iterator<Item = Print> + Clone {
         let ids = ids.map_or(&[][..], Aliases::as_slice);
         ids.iter().filter_map(|id| Some(self.slots.get(*id as usize)?.fingerprint))
     }
