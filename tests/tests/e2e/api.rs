@@ -288,6 +288,9 @@ fn a_subscription_has_the_state_then_what_happens_and_the_end() -> Result<()> {
     lab.router.run("ip route add 203.0.113.0/24 via 198.18.2.2")?;
     let event = lines.event("tables", |it| it["notifications"]["routes"] != 0)?;
     ensure!(event["generation"].as_u64() > event["was"].as_u64(), "{event}");
+    // One that has the next hop of another goes into the tables in place.
+    lab.router.run("ip route add 203.0.114.0/24 via 198.18.2.2")?;
+    lines.event("tables", |it| it["notifications"]["routes"] != 0)?;
     // A port without a carrier.
     lab.right.run("ip link set right down")?;
     lines.event("port", |it| it["ifname"] == "rt-right" && it["change"] == "down")?;

@@ -126,9 +126,10 @@ impl Supervisor {
             self.observed.resyncs = (counters.resyncs, counters.enobufs);
             self.observed.corrections = counters.corrections;
         }
+        // Notifications that were lost are counted before the tables are read.
         let now = (counters.resyncs, counters.enobufs);
-        let before = std::mem::replace(&mut self.observed.resyncs, now);
-        if before != now {
+        if self.observed.resyncs.0 != now.0 {
+            let before = std::mem::replace(&mut self.observed.resyncs, now);
             self.publish_event(Event::Resync { resyncs: now.0, lost: before.1 != now.1 });
         }
         let before = std::mem::replace(&mut self.observed.corrections, counters.corrections);
@@ -137,10 +138,14 @@ impl Supervisor {
         }
         let generation = self.mirror.tables().generation;
         let was = std::mem::replace(&mut self.observed.generation, generation);
-        if was != generation {
-            let [links, addrs, routes, rules, nexthops, neighbours] = counters.kinds;
-            let now = TableCounts { links, addrs, routes, rules, nexthops, neighbours };
-            let before = std::mem::replace(&mut self.observed.notifications, now);
+        let [links, addrs, routes, rules, nexthops, neighbours] = counters.kinds;
+        let now = TableCounts { links, addrs, routes, rules, nexthops, neighbours };
+        let before = self.observed.notifications;
+        // Routes go into the tables in place where possible, without a new generation. Of neighbours most notifications
+        // change nothing for workers.
+        let is_same = TableCounts { neighbours: before.neighbours, ..now } == before;
+        if was != generation || !is_same {
+            self.observed.notifications = now;
             let notifications = now.since(&before);
             let objects = self.table_counts();
             self.publish_event(Event::Tables(TablesChange {
