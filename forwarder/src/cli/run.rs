@@ -10,6 +10,7 @@ use crate::control::config::metrics::{METRICS_DEFAULT, MetricsAddr};
 use crate::control::config::offload::{OffloadFlags, OffloadMode};
 use crate::control::config::source::{DEFAULT_FILE, Source};
 use crate::control::config::{CpuList, Mode, RunFlags, RunOptions};
+use crate::control::process::log::{LogFormat, LogLevel};
 use crate::io::DriverKind;
 use crate::worker::poll::PollMode;
 
@@ -34,6 +35,8 @@ const EXAMPLE: &str = r#"Example of a FILE:
   control_timeout_ms = 1000
   ignore_firewall = false
   metrics = "127.0.0.1:9112" # or "unix:PATH"; without it there is none
+  log_level = "info"         # error, warn, debug
+  log_format = "auto"        # text, json
   runtime_dir = "/run/ferroute"
   control = "/run/ferroute/control.sock"
 `ferroute config default` prints one with all keys.
@@ -151,6 +154,13 @@ pub struct RunArgs {
     /// socket, unix:PATH. Each client that can connect can read them [default without an address: 127.0.0.1:9112].
     #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = METRICS_DEFAULT)]
     metrics: Option<MetricsAddr>,
+    /// Write messages of this severity, and more severe ones; debug: also each event of `ferroute monitor` [default: info].
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<LogLevel>,
+    /// Write messages to standard error in this format; auto: as entries with fields if it is the journal, as text
+    /// otherwise [default: auto].
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
 }
 
 impl RunArgs {
@@ -199,6 +209,8 @@ impl RunArgs {
             account: self.account,
             ignore_firewall: self.ignore_firewall,
             metrics: self.metrics.clone(),
+            log_level: self.log_level,
+            log_format: self.log_format,
             runtime_dir: global.runtime_dir.clone(),
             control: global.control.clone(),
         }

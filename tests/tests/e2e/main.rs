@@ -28,6 +28,7 @@ mod latency;
 mod left;
 mod life;
 mod load;
+mod log;
 mod metrics;
 mod mtu;
 mod names;

@@ -236,6 +236,51 @@ impl Event {
         }
     }
 
+    /// The name of its type, as in JSON.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Event::State(_) => "state",
+            Event::Port(_) => "port",
+            Event::Tables(_) => "tables",
+            Event::Resync { .. } => "resync",
+            Event::Correction { .. } => "correction",
+            Event::Ruleset(_) => "ruleset",
+            Event::Firewall { .. } => "firewall",
+            Event::Offload(_) => "offload",
+            Event::Worker { .. } => "worker",
+            Event::ControlThread { .. } => "control_thread",
+            Event::PuntDevice { .. } => "punt_device",
+            Event::Reload(_) => "reload",
+            Event::Ipsec { .. } => "ipsec",
+        }
+    }
+
+    /// The interface that it is about.
+    pub fn interface(&self) -> Option<&str> {
+        match self {
+            Event::Port(PortEvent { ifname, .. }) | Event::PuntDevice { ifname, .. } => {
+                Some(ifname)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether packets are left to the kernel because of it, or something is not as configured.
+    pub fn is_trouble(&self) -> bool {
+        match self {
+            Event::Port(PortEvent { change, .. }) => matches!(
+                change,
+                PortChange::Left | PortChange::Reopening | PortChange::Gone | PortChange::Down
+            ),
+            Event::Worker { stalled, .. } | Event::ControlThread { stalled } => *stalled,
+            Event::PuntDevice { error, .. } => error.is_some(),
+            Event::Firewall { bypassed } => bypassed.is_some(),
+            Event::Ruleset(ruleset) => ruleset.error.is_some(),
+            Event::Reload(reload) => reload.refused.is_some(),
+            _ => false,
+        }
+    }
+
     /// A change of a port.
     pub fn port(ifname: &str, change: PortChange, why: Option<String>) -> Event {
         Event::Port(PortEvent { ifname: ifname.to_owned(), change, why })

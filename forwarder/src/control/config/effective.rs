@@ -35,6 +35,8 @@ impl RunOptions {
             "account" => Some(json!(self.account)),
             "ignore_firewall" => Some(json!(self.ignore_firewall)),
             "metrics" => self.metrics.as_ref().map(|addr| json!(addr.to_string())),
+            "log_level" => word(self.log_level),
+            "log_format" => word(self.log_format),
             "runtime_dir" => self.runtime_dir.as_ref().map(|dir| json!(dir.path.to_string_lossy())),
             "control" => Some(json!(self.control.to_string_lossy())),
             _ => None,
@@ -92,7 +94,7 @@ mod tests {
                    busy_budget = 8\ncpus = [3, 0, 1]\nqueues = 2\npin_irqs = true\nrx_ring = 512\ntx_ring = 256\n\
                    latency_sample = 7\noffload = \"on\"\noffload_threshold = 5\noffload_flows = 4096\n\
                    worker_timeout_ms = 300\ncontrol_timeout_ms = 3000\naccount = true\nignore_firewall = true\n\
-                   metrics = \"[::1]:9112\"\nruntime_dir = \"/a \\\"b\\\"\"\ncontrol = \"/c\"\n";
+                   metrics = \"[::1]:9112\"\nlog_level = \"debug\"\nlog_format = \"json\"\nruntime_dir = \"/a \\\"b\\\"\"\ncontrol = \"/c\"\n";
         for text in [all, "[run]\ninterfaces = [\"a\"]\nruntime_dir = \"/r\"\n"] {
             let options = options(text);
             assert_eq!(self::options(&options.to_toml()), options, "{}", options.to_toml());

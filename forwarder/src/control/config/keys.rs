@@ -70,7 +70,7 @@ const fn key(
 }
 
 /// All keys, in the order of the documentation.
-pub const KEYS: [Key; 22] = [
+pub const KEYS: [Key; 24] = [
     key(
         "interfaces",
         Kind::Interfaces,
@@ -234,6 +234,24 @@ pub const KEYS: [Key; 22] = [
         Effect::Restart,
         "Serve metrics for Prometheus and a page with live figures over HTTP, at \"ADDR:PORT\" or \"unix:PATH\". Default: \
          nowhere.",
+    ),
+    key(
+        "log_level",
+        Kind::Word(&["error", "warn", "info", "debug"]),
+        Some("\"info\""),
+        "\"debug\"",
+        Effect::Reload,
+        "Which messages are written: those of this severity, and more severe ones. debug: also each event of `ferroute \
+         monitor`.",
+    ),
+    key(
+        "log_format",
+        Kind::Word(&["auto", "text", "json"]),
+        Some("\"auto\""),
+        "\"json\"",
+        Effect::Restart,
+        "How messages are written to standard error. auto: as entries with fields if it is the journal, as text otherwise; \
+         json: an object on a line each.",
     ),
     key(
         "runtime_dir",

@@ -21,6 +21,8 @@
 //! control_timeout_ms = 1000  # after which everything is left to the kernel
 //! ignore_firewall = false
 //! metrics = "127.0.0.1:9112" # or "unix:PATH"; without it there is no metrics server
+//! log_level = "info"         # error, warn, debug
+//! log_format = "auto"        # text, json
 //! runtime_dir = "/run/ferroute"
 //! control = "/run/ferroute/control.sock"
 //! ```
@@ -59,6 +61,7 @@ use self::metrics::MetricsAddr;
 use self::offload::{OffloadFlags, OffloadMode, OffloadOptions};
 use self::source::Source;
 use self::timeouts::Timeouts;
+use crate::control::process::log::{LogFormat, LogLevel};
 use crate::control::process::runtime_dir;
 use crate::io::DriverKind;
 use crate::worker::poll::PollMode;
@@ -134,6 +137,10 @@ pub struct RunOptions {
     pub ignore_firewall: bool,
     /// Where metrics are served; `None`: nowhere.
     pub metrics: Option<MetricsAddr>,
+    /// Which messages are written.
+    pub log_level: LogLevel,
+    /// How messages are written.
+    pub log_format: LogFormat,
     /// The directory of the daemon's own files; `None`: no usable one.
     pub runtime_dir: Option<RuntimeDir>,
     /// The control socket.
@@ -187,6 +194,10 @@ pub struct RunFlags {
     pub ignore_firewall: bool,
     /// `--metrics`.
     pub metrics: Option<MetricsAddr>,
+    /// `--log-level`.
+    pub log_level: Option<LogLevel>,
+    /// `--log-format`.
+    pub log_format: Option<LogFormat>,
     /// `--runtime-dir`.
     pub runtime_dir: Option<PathBuf>,
     /// `--control` or FERROUTE_CONTROL.
@@ -266,6 +277,8 @@ impl RunOptions {
             timeouts,
             ignore_firewall: flags.ignore_firewall || file.ignore_firewall.unwrap_or(false),
             metrics: flags.metrics.or(file.metrics),
+            log_level: flags.log_level.or(file.log_level).unwrap_or_default(),
+            log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
             control: control.unwrap_or_else(|| runtime_dir::socket_in(&runtime_dir.path)),
             runtime_dir: Some(runtime_dir),
             source: None,
@@ -318,6 +331,10 @@ pub struct RunSection {
     pub ignore_firewall: Option<bool>,
     /// Where metrics are served.
     pub metrics: Option<MetricsAddr>,
+    /// Which messages are written.
+    pub log_level: Option<LogLevel>,
+    /// How messages are written.
+    pub log_format: Option<LogFormat>,
     /// The directory of the daemon's own files.
     pub runtime_dir: Option<PathBuf>,
     /// The control socket.
@@ -465,7 +482,7 @@ mod tests {
             "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `max_ports`, `mode`, `driver`, `poll`, \
              `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `offload`, \
              `offload_threshold`, `offload_flows`, `worker_timeout_ms`, `control_timeout_ms`, `account`, \
-             `ignore_firewall`, `metrics`, `runtime_dir`, `control`; did you mean `queues`?"
+             `ignore_firewall`, `metrics`, `log_level`, `log_format`, `runtime_dir`, `control`; did you mean `queues`?"
         );
         assert_eq!(
             error("[walk]\n"),

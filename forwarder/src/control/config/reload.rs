@@ -46,6 +46,7 @@ impl RunOptions {
             "offload_threshold" if is_offloading => {
                 self.offload.threshold = new.offload.threshold;
             }
+            "log_level" => self.log_level = new.log_level,
             "worker_timeout_ms" => self.timeouts.worker = new.timeouts.worker,
             "control_timeout_ms" => self.timeouts.control = new.timeouts.control,
             _ => return false,

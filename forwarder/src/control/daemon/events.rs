@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use jiff::Timestamp;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tracing::{debug, info, warn};
 
 use super::relay::Relay;
 use super::snapshot::View;
@@ -22,7 +23,6 @@ use crate::control::api::subscribe::{
     Body, DropsChange, Line, SubscribeGrant, SubscribeRequest, SubscriptionSnapshot, Topic,
 };
 use crate::control::api::{DropsReport, Response};
-use crate::say;
 use crate::worker::slow_path::Wakeup;
 
 /// Subscriptions at a time: so few that other clients find a place.
@@ -69,6 +69,14 @@ impl Queue {
     }
 }
 
+fn log(event: &Event) {
+    let (kind, interface) = (event.kind(), event.interface());
+    match event.is_trouble() {
+        true => warn!(event = kind, interface, "{event}"),
+        false => info!(event = kind, interface, "{event}"),
+    }
+}
+
 /// Takes events, and passes them to those who have subscribed.
 #[derive(Debug, Default)]
 pub(super) struct Events {
@@ -83,12 +91,21 @@ pub(super) struct Events {
 impl Events {
     /// Writes an event to the log, and passes it to subscribers. Does not block.
     pub(super) fn say(&self, event: Event) {
-        say!("{event}");
-        self.publish(event);
+        log(&event);
+        self.pass(event);
     }
 
-    /// Passes an event that is not for the log to subscribers. Does not block.
+    /// Passes an event to subscribers, and to the log if it is about a port or a stall, or the log is detailed. Does not
+    /// block.
     pub(super) fn publish(&self, event: Event) {
+        match event {
+            Event::Port(_) | Event::Worker { .. } | Event::ControlThread { .. } => log(&event),
+            _ => debug!(event = event.kind(), interface = event.interface(), "{event}"),
+        }
+        self.pass(event);
+    }
+
+    fn pass(&self, event: Event) {
         let number = self.count.fetch_add(1, Relaxed) + 1;
         let queues = self.queues.load();
         if queues.is_empty() {

@@ -70,6 +70,8 @@ use self::service::Service;
 use self::snapshot::{Snapshot, View};
 use self::steering_state::SteeringState;
 use self::workers::WorkerSet;
+use tracing::{error, info};
+
 use crate::control::api::event::Event;
 use crate::control::config::RunOptions;
 use crate::control::firewall::monitor::Monitor;
@@ -82,7 +84,6 @@ use crate::control::steering::punt::PuntDevice;
 use crate::io::af_xdp::is_fresh;
 use crate::ipsec::{Direction, Policy};
 use crate::netfilter::{NetHooks, NfHookOps};
-use crate::say;
 use crate::tables::Links;
 use crate::worker::clock::monotonic_ns;
 use crate::worker::slow_path::Wakeup;
@@ -122,17 +123,18 @@ pub fn run_with_hooks(options: RunOptions, hooks: Vec<NfHookOps>) -> Result<()> 
     let signals = if options.source.is_some() { Signals::take_with_reload } else { Signals::take };
     let signals = Arc::new(signals()?);
     privilege::seal(options.changes_interrupts())?;
-    let _log = Log::start().context("cannot start the thread that writes messages")?;
+    let _log = Log::start(options.log_level, options.log_format)
+        .context("cannot start the thread that writes messages")?;
     let mut supervisor = match start::start(options, signals, hooks) {
         Err(error) if error.is::<Interrupted>() => {
-            say!("{error}");
+            info!("{error}");
             return Ok(());
         }
         started => started?,
     };
     let ended = supervisor.serve();
     supervisor.stop(ended.is_ok());
-    say!("{}", supervisor.totals());
+    info!("{}", supervisor.totals());
     ended
 }
 
@@ -290,7 +292,7 @@ impl Supervisor {
         self.wait_for_ruleset()?;
         self.open_ports()?;
         self.signals.check()?;
-        say!("{}", self.summary());
+        info!("{}", self.summary());
         Ok(())
     }
 
@@ -669,7 +671,7 @@ impl Supervisor {
         self.publish();
         self.clients.refuse();
         if let Err(error) = self.steer() {
-            say!("cannot stop steering: {error:#}");
+            error!("cannot stop steering: {error:#}");
         }
         let (now, now_ns) = (Instant::now(), monotonic_ns());
         if current && self.follow_kernel().unwrap_or(false) {

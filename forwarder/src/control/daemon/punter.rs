@@ -14,6 +14,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tracing::error;
 
 use crate::control::process::privilege;
 use crate::control::process::threads::join_until;
@@ -121,9 +122,9 @@ impl Punter {
         self.shared.stopping.store(true, Relaxed);
         self.shared.wakeup.wake();
         match self.thread.take().map(|thread| join_until(thread, end)) {
-            Some(None) => crate::say!("the thread that hands packets back does not end"),
+            Some(None) => error!("the thread that hands packets back does not end"),
             Some(Some(Err(_))) => {
-                crate::say!("the thread that hands packets back panicked; this is a bug");
+                error!("the thread that hands packets back panicked; this is a bug");
             }
             Some(Some(Ok(()))) | None => {}
         }

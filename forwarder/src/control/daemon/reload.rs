@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use crossbeam_channel::{Sender, bounded};
+use tracing::{error, info, warn};
 
 use super::Supervisor;
 use super::relay::{Ask, Relay};
@@ -20,8 +21,7 @@ use crate::control::config::RunOptions;
 use crate::control::config::effective::toml_text;
 use crate::control::config::reload::KeyChange;
 use crate::control::config::source::Source;
-use crate::control::process::privilege;
-use crate::say;
+use crate::control::process::{log, privilege};
 use crate::worker::clock::monotonic_ns;
 
 /// How long the control thread may take until it applies what was read.
@@ -116,7 +116,7 @@ impl Supervisor {
             match thread {
                 Ok(thread) => self.reloads.thread = Some(thread),
                 Err(error) => {
-                    say!("no reload, nothing changes: cannot start a thread: {error}");
+                    error!("no reload, nothing changes: cannot start a thread: {error}");
                     self.service.reloaded();
                 }
             }
@@ -139,17 +139,17 @@ impl Supervisor {
         self.options = Arc::new(options);
         for change in &changes {
             self.apply(change)?;
-            say!("reload: {}", described(change));
+            info!("reload: {}", described(change));
         }
         if changes.is_empty() {
-            say!("reload: no key has changed");
+            info!("reload: no key has changed");
         }
         let event = ReloadEvent { changes: changes.clone(), refused: None };
         self.clients.view.events.publish(Event::Reload(event));
         self.publish();
         let file = new.source.as_ref().map(Source::path).unwrap_or("".as_ref());
         let warnings = self.absent_interfaces();
-        warnings.iter().for_each(|warning| say!("reload: {warning}"));
+        warnings.iter().for_each(|warning| warn!("reload: {warning}"));
         Ok(Response::Reload(ReloadReport { file: file.to_owned(), changes, warnings }))
     }
 
@@ -162,6 +162,7 @@ impl Supervisor {
                 self.workers.handles().iter().for_each(|worker| worker.residence.set_every(every));
             }
             ("offload", true) => self.steer()?,
+            ("log_level", true) => log::set_level(self.options.log_level),
             ("offload_threshold", true) => {
                 self.workers.set_threshold(self.options.offload.threshold);
             }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use tracing::{info, warn};
 
 use super::Supervisor;
 use super::metrics::Sockets;
@@ -14,7 +15,6 @@ use crate::control::netdev::{irq, poll};
 use crate::control::process::signals::{Signals, StartGuard};
 use crate::control::process::{privilege, runtime_dir};
 use crate::netfilter::NfHookOps;
-use crate::say;
 
 /// Starts the daemon.
 ///
@@ -50,7 +50,7 @@ fn prepare_runtime_dir(options: &mut RunOptions) -> Result<()> {
         Err(error) if directory.required => return Err(error.into()),
         Err(error) => {
             if options.changes_interrupts() {
-                say!("{error}; interrupts stay as they are, because they could not be restored");
+                warn!("{error}; interrupts stay as they are, because they could not be restored");
             }
             options.runtime_dir = None;
         }
@@ -62,7 +62,7 @@ fn prepare_runtime_dir(options: &mut RunOptions) -> Result<()> {
 fn log_leftovers(restored: std::io::Result<Vec<String>>, what: &str) {
     match restored {
         Ok(names) if names.is_empty() => {}
-        Ok(names) => say!("{}: restored what an earlier run had set {what}", names.join(", ")),
-        Err(error) => say!("cannot restore what an earlier run had set {what}: {error}"),
+        Ok(names) => info!("{}: restored what an earlier run had set {what}", names.join(", ")),
+        Err(error) => warn!("cannot restore what an earlier run had set {what}: {error}"),
     }
 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use tracing::warn;
 
 use super::ports::{Port, PortManager};
 use crate::control::mirror::Mirror;
 use crate::control::steering::{Attacher, FlowGate, SaGateKey, Steering};
 use crate::io::af_xdp::HeartbeatPage;
 use crate::ipsec::{InboundState, Sad, State};
-use crate::say;
 
 /// The programs' maps, and what could not be put into them.
 pub(super) struct SteeringState {
@@ -157,7 +157,7 @@ fn remember(known: &mut Option<String>, now: Option<String>) {
         return;
     }
     if let Some(why) = &now {
-        say!("{why}");
+        warn!("{why}");
     }
     *known = now;
 }

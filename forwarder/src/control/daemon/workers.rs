@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use tracing::{error, warn};
 
 use super::Supervisor;
 use super::offload::{OffloadPort, Offloader, Offloads};
@@ -21,7 +22,6 @@ use crate::io::Driver;
 use crate::io::af_xdp::{BoundMode, Options, RingSizes};
 use crate::netfilter::NetHooks;
 use crate::pipeline::PipelineState;
-use crate::say;
 use crate::stats::WorkerStats;
 use crate::worker::clock::Clock;
 use crate::worker::poll::{Parts, PollMode, WorkerFrames};
@@ -113,9 +113,9 @@ impl WorkerSet {
         for (n, thread) in self.threads.drain(..).enumerate() {
             match join_until(thread, end) {
                 Some(Ok(accounting)) if accounting.is_conserved() => {}
-                Some(Ok(accounting)) => say!("worker {n} lost frames: {accounting:?}"),
-                Some(Err(_)) => say!("worker {n} panicked; this is a bug"),
-                None => say!("worker {n} did not stop in time; its packets are lost"),
+                Some(Ok(accounting)) => error!("worker {n} lost frames: {accounting:?}"),
+                Some(Err(_)) => error!("worker {n} panicked; this is a bug"),
+                None => error!("worker {n} did not stop in time; its packets are lost"),
             }
         }
     }
@@ -142,7 +142,7 @@ impl Supervisor {
         let count = cpus.map_or(allowed.len(), <[usize]>::len).min(most);
         if let Some(idle) = cpus.and_then(|cpus| cpus.get(count..)).filter(|idle| !idle.is_empty())
         {
-            say!(
+            warn!(
                 "no port has more than {most} queue(s) to serve: there is no work for CPUs {idle:?}"
             );
         }
@@ -152,7 +152,7 @@ impl Supervisor {
         let sockets = queues.iter().map(|queues| u64::from(queues.rx.min(limit))).sum();
         let needed = limits::descriptors_needed(queues.len() as u64, sockets, count as u64);
         if let Some(what) = limits::too_few_descriptors(needed) {
-            say!("{what}");
+            warn!("{what}");
         }
         // The last one counts what is offloaded.
         self.hooks = NetHooks::new(count + usize::from(self.options.offload.is_on()));
@@ -214,7 +214,7 @@ impl Supervisor {
         let failures = match steering.redirect_failures() {
             Ok(failures) => Some(Arc::new(failures)),
             Err(error) => {
-                say!(
+                warn!(
                     "{error}: they count as sent, and flows stay offloaded to a port that refuses them"
                 );
                 None

@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use tracing::info;
 
 use super::privilege;
 
@@ -136,7 +137,7 @@ impl StartGuard {
             privilege::drop_all();
             if watch(&signals, &started) == Ended::Stuck {
                 clean_up();
-                crate::say!("{Interrupted}");
+                info!("{Interrupted}");
                 thread::sleep(FLUSH_TIME);
                 // Without destructors: the thread that would run them is blocked. The kernel
                 // releases the resources of the process.

@@ -30,6 +30,8 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use self::carry::Candidate;
 use self::reading::Reading;
+use tracing::warn;
+
 use super::flow_entry::{IPPROTO_TCP, Locals, Scope, flow_key, may_be_carried};
 use super::offload::Offloads;
 use crate::control::conntrack::{self, Change, Entry, Event, Events, Received, Sysctls, Tuple};
@@ -39,7 +41,6 @@ use crate::control::process::threads::join_until;
 use crate::control::steering::FlowGate;
 use crate::netfilter::conntrack::{FlowKey, FlowTable, FlowWriter};
 use crate::netfilter::nft::Tracking;
-use crate::say;
 use crate::worker::clock::monotonic_ns;
 
 /// How long a TCP connection must have been established.
@@ -180,7 +181,7 @@ fn follow(shared: &Shared, mut writer: FlowWriter, gate: &FlowGate, offloads: Op
         shared.carried.store(0, Relaxed);
         let error = result.err().map(|error| error.to_string());
         if let Some(error) = error.as_ref().filter(|_| error != said) {
-            say!(
+            warn!(
                 "the kernel's connections cannot be followed: {error}; packets that rules need \
                  connection tracking for are left to the kernel"
             );

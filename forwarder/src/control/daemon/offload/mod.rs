@@ -25,6 +25,8 @@ use self::lookup::Meters;
 pub(super) use self::lookup::OffloadedFlow;
 use self::redirects::Redirects;
 pub(super) use self::thread::Offloader;
+use tracing::warn;
+
 use super::report::{named, port_counters};
 use crate::control::api::{Counters, OffloadReport};
 use crate::control::config::offload::{OffloadMode, OffloadOptions};
@@ -37,7 +39,6 @@ use crate::neigh::NeighTable;
 use crate::netfilter::conntrack::{FlowKey, FlowTable, SeqsElsewhere};
 use crate::netfilter::nft::Nft;
 use crate::pipeline::{Offer, OfferedFlow, OffloadPorts};
-use crate::say;
 use crate::stats::{DropReason, Mib, PacketAccount, WorkerStats};
 use crate::tables::{Epochs, Published, Tables, VLAN_FLOWS};
 use crate::worker::clock::monotonic_ns;
@@ -148,7 +149,9 @@ pub(super) fn steering(options: &mut OffloadOptions) -> Result<Steering, XdpErro
         Err(error) if options.mode == OffloadMode::Auto => {
             let steering = Steering::new()?;
             let flows = options.flows;
-            say!("no flows are offloaded, there is no room for {flows} (--offload-flows): {error}");
+            warn!(
+                "no flows are offloaded, there is no room for {flows} (--offload-flows): {error}"
+            );
             options.mode = OffloadMode::Off;
             Ok(steering)
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
+use tracing::warn;
 use xdp_prog::{VlanSettings, mac_words, vlan_key};
 
 use crate::control::netdev::irq::Pinned;
@@ -15,7 +16,6 @@ use crate::control::netdev::poll::Tuned;
 use crate::control::steering::punt::PuntDevice;
 use crate::control::steering::{PortProgram, XdpMode};
 use crate::io::af_xdp::{self, BoundMode};
-use crate::say;
 use crate::skb::MTU_FRAME;
 use crate::tables::{Link, Links};
 use crate::wire::EtherType;
@@ -147,7 +147,10 @@ impl ActivePort {
     pub(in crate::control::daemon) fn refresh_polling(&mut self) {
         let Some(tuned) = &mut self.tuned else { return };
         if let Err(error) = tuned.refresh() {
-            say!("interface {}: interrupts stay as they are: {error}", self.ifname);
+            warn!(
+                interface = self.ifname,
+                "interface {}: interrupts stay as they are: {error}", self.ifname
+            );
             self.restore_polling();
         }
     }
@@ -157,14 +160,18 @@ impl ActivePort {
     pub(super) fn tune(&mut self, directory: &Path) {
         match Tuned::apply(directory, &self.ifname, self.ifindex) {
             Ok(tuned) => self.tuned = Some(tuned),
-            Err(error) => say!("interface {}: interrupts stay as they are: {error}", self.ifname),
+            Err(error) => warn!(
+                interface = self.ifname,
+                "interface {}: interrupts stay as they are: {error}", self.ifname
+            ),
         }
     }
 
     /// Restores the settings from before it was polled.
     pub(in crate::control::daemon) fn restore_polling(&mut self) {
         let Some(Err(error)) = self.tuned.take().map(Tuned::restore) else { return };
-        say!(
+        warn!(
+            interface = self.ifname,
             "interface {}: cannot restore the previous settings of polling: {error}; the next start tries \
              again",
             self.ifname
@@ -174,7 +181,8 @@ impl ActivePort {
     /// Restores the affinity of its interrupts.
     pub(in crate::control::daemon) fn restore_irqs(&mut self) {
         let Some(Err(error)) = self.pinned.take().map(Pinned::restore) else { return };
-        say!(
+        warn!(
+            interface = self.ifname,
             "interface {}: cannot restore the affinity of its interrupts: {error}; the next start tries again",
             self.ifname
         );

@@ -35,6 +35,8 @@ use self::check::{CheckRequest, CheckResult, Finding, check_ports};
 use self::handoff::Handoffs;
 use self::port::PortState;
 use self::thread::{Done, Job, Opened, PortThread};
+use tracing::warn;
+
 use super::CHECK_INTERVAL;
 use super::events::Events;
 use crate::control::api::event::{Event, PortChange};
@@ -44,7 +46,6 @@ use crate::control::process::signals::Signals;
 use crate::control::steering::Attacher;
 use crate::control::steering::punt::PuntDevice;
 use crate::io::Driver;
-use crate::say;
 use crate::tables::Links;
 use crate::worker::WorkerHandle;
 use crate::worker::slow_path::Wakeup;
@@ -393,7 +394,7 @@ impl PortManager {
             let Some(active) = self.ports[index].active_mut() else { continue };
             match active.find_unserved_queues() {
                 Ok(false) => {}
-                Ok(true) => self.ports[index].unserved().iter().for_each(|what| say!("{what}")),
+                Ok(true) => self.ports[index].unserved().iter().for_each(|what| warn!("{what}")),
                 // The kernel does not accept a socket that is not bound.
                 Err(_) => self.reopen(index, &Finding::SocketsUnbound, around)?,
             }

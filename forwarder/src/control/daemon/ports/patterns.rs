@@ -7,13 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use tracing::warn;
+
 use super::PortManager;
 use super::port::{Port, PortState};
 use crate::control::config::interfaces::Candidate;
 use crate::control::config::{PORTS_MAX, RunOptions};
 use crate::control::firewall::monitor::Monitor;
 use crate::control::mirror::Mirror;
-use crate::say;
 
 /// Default number of ports for which there is room beyond those that exist at the start.
 const SPARE: u16 = 8;
@@ -109,7 +110,7 @@ impl PortManager {
             }
         }
         for name in without_room.difference(&self.without_room) {
-            say!("{}", self.no_room(options, name));
+            warn!("{}", self.no_room(options, name));
         }
         self.without_room = without_room;
         taken

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use tracing::{info, warn};
+
 use super::active::ActivePort;
 use super::error::PortError;
 use super::handoff::worker_of;
@@ -15,7 +17,6 @@ use crate::control::netdev::irq::Pinned;
 use crate::control::netdev::nic::Queues;
 use crate::control::steering::XdpError;
 use crate::io::af_xdp::driver_name;
-use crate::say;
 
 /// Queues that are checked for packets beyond those that a driver reports.
 const QUEUES_UNTOLD: u32 = 16;
@@ -78,7 +79,10 @@ impl ActivePort {
             let is_new = self.without_socket.insert(queue, count).is_none();
             match self.sockets.get(queue as usize) {
                 Some(socket) => {
-                    say!("interface {}: queue {queue} has lost its socket; set again", self.ifname);
+                    warn!(
+                        interface = self.ifname,
+                        "interface {}: queue {queue} has lost its socket; set again", self.ifname
+                    );
                     self.program.set_socket(queue, socket.as_raw_fd())?;
                 }
                 None => found |= is_new,
@@ -110,15 +114,21 @@ impl ActivePort {
         };
         match Pinned::apply(directory, name, self.ifindex, cpu_of) {
             Ok(Some(pinned)) => {
-                say!("interface {name}: {} interrupt(s) pinned", pinned.count());
+                info!(interface = name, "interface {name}: {} interrupt(s) pinned", pinned.count());
                 self.pinned = Some(pinned);
             }
             Ok(None) => {
                 let driver = driver_name(name).unwrap_or_else(|| "its driver".to_owned());
-                say!("interface {name}: no interrupt to pin: {driver} has none for a queue");
+                info!(
+                    interface = name,
+                    "interface {name}: no interrupt to pin: {driver} has none for a queue"
+                );
             }
             Err(error) => {
-                say!("interface {name}: interrupts stay where they are: {error}");
+                warn!(
+                    interface = name,
+                    "interface {name}: interrupts stay where they are: {error}"
+                );
             }
         }
     }

@@ -33,6 +33,8 @@ use netlink_sys::protocols::NETLINK_XFRM;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::followed::{Followed, Kind};
+use tracing::warn;
+
 use super::flow_entry::Locals;
 use crate::control::netlink::events::{self, Events, Group};
 use crate::control::netlink::message::Messages;
@@ -45,7 +47,6 @@ use crate::control::xfrm::changes::{
 use crate::control::xfrm::state::{self, SaId};
 use crate::ipsec::{Order, Sad, StateConfig, UdpPorts};
 use crate::netfilter::conntrack::{FlowKey, FlowTable};
-use crate::say;
 use crate::tables::XfrmStates;
 use crate::wire::Protocol;
 use crate::worker::clock::monotonic_ns;
@@ -238,7 +239,7 @@ fn follow(shared: &Shared, notify: &dyn Fn()) {
         });
         let error = result.err().map(|error| error.to_string());
         if let Some(error) = error.as_ref().filter(|_| error != said) {
-            say!(
+            warn!(
                 "the kernel's IPsec SAs cannot be followed: {error}; the kernel has their packets"
             );
         }

@@ -4,6 +4,8 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use tracing::{error, info};
+
 use super::answers::random_answers;
 use super::commands::command;
 use super::oracle::{equals_fresh, equals_kernel};
@@ -103,7 +105,7 @@ fn random_commands(seed: u64, ends: impl Fn(usize) -> bool) {
                     .map(ip_text);
             let failure =
                 format!("seed {seed}, round {round}: {took:#?}: {difference}\n{}", state.concat());
-            log::say(format_args!("{failure}"));
+            error!("{failure}");
             failures.push(failure);
             unparsable += mirror.counters().unparsable;
             corrections += mirror.counters().corrections;
@@ -111,9 +113,7 @@ fn random_commands(seed: u64, ends: impl Fn(usize) -> bool) {
         }
     }
     corrections += mirror.counters().corrections;
-    log::say(format_args!(
-        "seed {seed}: {round} rounds, {done} commands took effect, {corrections} corrections"
-    ));
+    info!("seed {seed}: {round} rounds, {done} commands took effect, {corrections} corrections");
     assert!(failures.is_empty(), "{} failures: {}", failures.len(), failures.join("\n"));
     assert!(done > round, "most commands must take effect: {done}");
     assert_eq!(unparsable + mirror.counters().unparsable, 0);
@@ -123,7 +123,7 @@ fn random_commands(seed: u64, ends: impl Fn(usize) -> bool) {
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn root_random_commands_leave_mirror_and_kernel_equal() {
-    let _log = log::Log::start().expect("a log");
+    let _log = log::Log::start(log::LogLevel::Info, log::LogFormat::Text).expect("a log");
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seed = number("FERROUTE_SEED");
     if let Some(seconds) = number("FERROUTE_RANDOM_SECONDS") {
