@@ -1,11 +1,13 @@
 //! The documents: each link between them, and from them to files, leads somewhere, and the book has every page. What mdBook
-//! makes of them is checked by `scripts/book`.
+//! makes of them is checked by `scripts/book`. The configurations of routing daemons are those of the lab, which runs with
+//! them.
 
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
+use std::process::Command;
 
 use ferroute_tests::lab::repository;
 
@@ -139,6 +141,34 @@ fn the_book_has_every_page_once() {
     let pages: Vec<PathBuf> =
         documents.into_keys().filter(|path| path.starts_with("docs") && path != contents).collect();
     assert_eq!(listed, pages, "{CONTENTS} on the left, the pages in docs/ on the right");
+}
+
+/// The block of code below a heading of a document.
+fn code_below<'a>(text: &'a str, heading: &str) -> &'a str {
+    let (_, below) = text.split_once(&format!("\n{heading}\n")).expect("the heading");
+    let (_, code) = below.split_once("\n```\n").expect("a block of code");
+    code.split_once("```\n").expect("its end").0
+}
+
+#[test]
+fn the_configurations_of_routing_daemons_are_those_of_the_lab() {
+    let top = repository();
+    let text = fs::read_to_string(top.join("docs/SCALE.md")).expect("a document");
+    for (heading, node, daemon, first) in [
+        ("### FRR, router", "r1", "frr", "! /etc/frr/zebra.conf\n"),
+        ("### FRR, leaf", "leaf1", "frr", "! /etc/frr/zebra.conf\n"),
+        ("### BIRD, router", "r1", "bird", "# /etc/bird/drain.conf\n"),
+        ("### BIRD, leaf", "leaf1", "bird", "# /etc/bird/bird.conf\n"),
+    ] {
+        let mut lab = Command::new(top.join("scripts/lab"));
+        let output =
+            lab.args(["config", node, "--daemon", daemon]).output().expect("scripts/lab runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let printed = String::from_utf8(output.stdout).expect("text");
+        assert!(printed.starts_with(first), "{printed}");
+        let code = code_below(&text, heading);
+        assert_eq!(code, printed, "{heading}: scripts/lab config {node} --daemon {daemon}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Routers side by side, with BGP and BFD, in the small form of `scripts/scale-out`: one fails, returns, and is taken
-//! out of service. The script measures and checks; how much is lost exactly, and full tables, are left out.
+//! out of service. The script measures and checks, and repeats what exceeds its limits, because something else on the machine
+//! may have been the cause; how much is lost exactly, and full tables, are left out.
 
 use std::process::Command;
 

@@ -302,7 +302,7 @@ fn snake_case(name: &str) -> String {
 pub(super) fn document() -> String {
     let mut text = String::from(
         "# Metrics\n\nThis file is generated: `UPDATE_METRICS=1 cargo test -p forwarder --lib metrics` writes it.\n\
-         [docs/MONITORING.md](MONITORING.md#metrics) describes how to enable the server and how to read the metrics.\n\n\
+         [MONITORING.md](MONITORING.md#metrics) describes how to enable the server and how to read the metrics.\n\n\
          | metric | type | labels | meaning |\n| --- | --- | --- | --- |\n",
     );
     for metric in all() {
