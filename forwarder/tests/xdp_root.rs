@@ -540,7 +540,7 @@ fn root_a_foreign_program_is_named_and_left_alone() {
                 let XdpError::ForeignProgram { ref name, id, .. } = error else {
                     panic!("{error}");
                 };
-                assert_eq!(name, "somebodys");
+                assert_eq!(name.as_deref(), Some("somebodys"));
                 assert_ne!(id, 0);
                 let text = error.to_string();
                 assert!(text.contains(&format!("ip link set dev port {mode} off")), "{text}");
