@@ -43,6 +43,7 @@ impl ControlHandler for Daemon {
                 Response::Rendered(Rendered::Text(lines.collect()))
             }
             Request::Stat => Response::Stat(stat()),
+            Request::Counters => Response::Counters(stat()),
             Request::Drops => Response::Drops(drops()),
             Request::Rules { format } => {
                 return Answer::List(format, Box::new(Rules::new(None, format)));

@@ -1,6 +1,7 @@
 //! `monitor`: events, drops and counters as they come, a line each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -67,7 +68,7 @@ pub struct MonitorArgs {
     /// Seconds between two lines of drops and counters, 0.1 to 60.
     #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
     interval: u64,
-    /// When the daemon has ended, wait for the next one.
+    /// When the daemon has ended, does not run yet or has no room for one more subscription, try again each second.
     #[arg(long)]
     reconnect: bool,
 }
@@ -141,16 +142,24 @@ impl MonitorArgs {
 /// Prints lines until a signal comes or the daemon ends.
 pub fn monitor(global: &Global, args: &MonitorArgs) -> Result<ExitCode> {
     let signals = Signals::take()?;
+    // Errors since the last connection.
+    let mut said = BTreeSet::new();
     loop {
         match watch(global, args, &signals) {
             Ok(true) => return Ok(ExitCode::SUCCESS),
             Err(error) if output::is_broken_pipe(&error) => return Ok(ExitCode::SUCCESS),
             Ok(false) if args.reconnect => {
+                said.clear();
                 output::note(format_args!(
                     "ferroute: the daemon has ended; waiting for the next one"
                 ));
             }
-            Err(error) if args.reconnect && is_not_running(&error) => {}
+            Err(error) if args.reconnect && may_pass(&error) => {
+                let text = format!("ferroute: {error:#}; --reconnect tries again each second");
+                if said.insert(text.clone()) {
+                    output::note(format_args!("{text}"));
+                }
+            }
             Ok(false) => bail!("the daemon has ended"),
             Err(error) => return Err(error),
         }
@@ -160,8 +169,24 @@ pub fn monitor(global: &Global, args: &MonitorArgs) -> Result<ExitCode> {
     }
 }
 
-fn is_not_running(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(ClientError::NotRunning { .. } | ClientError::Io { .. }))
+/// Whether another attempt may succeed without a change to the command line: no daemon runs, it has closed the connection or
+/// is too slow, or refuses for the moment.
+fn may_pass(error: &anyhow::Error) -> bool {
+    match error.downcast_ref() {
+        Some(ClientError::NotRunning { .. }) => true,
+        Some(ClientError::Io { error, .. }) => matches!(
+            error.kind(),
+            ErrorKind::UnexpectedEof
+                | ErrorKind::BrokenPipe
+                | ErrorKind::ConnectionReset
+                | ErrorKind::TimedOut
+                // connect(2), when too many connections wait to be accepted.
+                | ErrorKind::WouldBlock
+        ),
+        // The daemon says so, for example when there are too many subscriptions.
+        Some(ClientError::Refused(why)) => why.ends_with("try again"),
+        _ => false,
+    }
 }
 
 /// Pauses before the next attempt. Returns whether a signal has come.
@@ -176,9 +201,7 @@ fn wait_for_signal(signals: &Signals) -> Result<bool> {
 /// Prints the lines of one connection. Returns whether a signal has come; otherwise the daemon has ended.
 fn watch(global: &Global, args: &MonitorArgs, signals: &Signals) -> Result<bool> {
     let mut client = Client::connect(&global.control())?;
-    let request = args.request();
-    let interval_ms = request.interval_ms;
-    match client.ask(&Request::Subscribe(request)) {
+    match client.ask(&Request::Subscribe(args.request())) {
         Ok(Response::Subscribe(_)) => {}
         Ok(other) => return Err(unexpected(&other)),
         Err(ClientError::Refused(why)) if why.contains("unknown variant `subscribe`") => bail!(
@@ -194,7 +217,7 @@ fn watch(global: &Global, args: &MonitorArgs, signals: &Signals) -> Result<bool>
         timestamp: args.timestamp,
         tshort: args.tshort,
         labels: args.has_labels(),
-        interval_ms,
+        counted: None,
         ports: BTreeMap::new(),
     };
     loop {
@@ -216,7 +239,8 @@ struct Printer {
     timestamp: bool,
     tshort: bool,
     labels: bool,
-    interval_ms: u64,
+    /// The time of the last line of counters.
+    counted: Option<Timestamp>,
     /// Counters of the ports in the last line of counters.
     ports: BTreeMap<String, Counters>,
 }
@@ -255,9 +279,9 @@ impl Printer {
 
     fn text(&mut self, line: Line) -> Result<()> {
         let (label, lines) = match line.body {
-            Body::Snapshot(snapshot) => return self.begin(&snapshot),
+            Body::Snapshot(snapshot) => return self.begin(&line.time, &snapshot),
             Body::End {} => return Ok(()),
-            Body::Counters(report) => ("COUNTERS", self.counters(&report)),
+            Body::Counters(report) => ("COUNTERS", self.counters(&line.time, &report)),
             Body::Drops(change) => ("DROPS", drops(&change)),
             Body::Event(event) => (label(event.topic()), vec![event.to_string()]),
             Body::Lost(lost) => (
@@ -274,9 +298,9 @@ impl Printer {
     }
 
     /// Says what the state is, on standard error: it is no event.
-    fn begin(&mut self, snapshot: &SubscriptionSnapshot) -> Result<()> {
+    fn begin(&mut self, time: &str, snapshot: &SubscriptionSnapshot) -> Result<()> {
         if let Some(report) = &snapshot.counters {
-            self.counters(report);
+            self.counters(time, report);
         }
         let status = &snapshot.status;
         let ports: Vec<String> =
@@ -306,8 +330,15 @@ impl Printer {
         }
     }
 
-    /// A line for each port whose counters have changed since the last report.
-    fn counters(&mut self, report: &StatReport) -> Vec<String> {
+    /// A line for each port whose counters have changed since the last report. `time`: of the report. The daemon leaves out
+    /// reports while they are not read, so that more than the requested interval may have passed.
+    fn counters(&mut self, time: &str, report: &StatReport) -> Vec<String> {
+        let now = time.parse::<Timestamp>().ok();
+        let before = std::mem::replace(&mut self.counted, now);
+        let seconds = now.zip(before).map(|(now, before)| now.duration_since(before).as_secs_f64());
+        // It is unknown if the clock was set back.
+        let seconds = seconds.filter(|seconds| *seconds >= 0.0);
+        let passed = seconds.map_or_else(String::new, |seconds| format!("in {seconds:.2} s: "));
         let mut lines = Vec::new();
         for port in &report.ports {
             let Some(before) = self.ports.insert(port.ifname.clone(), port.counters.clone()) else {
@@ -319,8 +350,7 @@ impl Printer {
             };
             let changes: Vec<String> = port.counters.iter().filter_map(change).collect();
             if !changes.is_empty() {
-                let seconds = self.interval_ms as f64 / 1000.0;
-                lines.push(format!("{}: in {seconds} s: {}", port.ifname, changes.join(", ")));
+                lines.push(format!("{}: {passed}{}", port.ifname, changes.join(", ")));
             }
         }
         lines
@@ -368,7 +398,7 @@ mod tests {
             timestamp: !tshort,
             tshort,
             labels: false,
-            interval_ms: 500,
+            counted: None,
             ports: BTreeMap::new(),
         }
     }
@@ -392,9 +422,44 @@ mod tests {
             ..StatReport::default()
         };
         let mut printer = printer(true);
-        assert!(printer.counters(&report(1)).is_empty(), "the first is the beginning");
-        assert_eq!(printer.counters(&report(5)), ["eth0: in 0.5 s: rx_packets +4"]);
-        assert!(printer.counters(&report(5)).is_empty());
+        let mut counters =
+            |time: &str, rx| printer.counters(&format!("2026-01-02T03:{time}Z"), &report(rx));
+        assert!(counters("04:05.000006", 1).is_empty(), "the first is the beginning");
+        assert_eq!(counters("04:05.501000", 5), ["eth0: in 0.50 s: rx_packets +4"]);
+        assert!(counters("04:06.001000", 5).is_empty());
+        // Since the last report, even if that had nothing; it was not read for a while.
+        assert_eq!(counters("04:31.001000", 9), ["eth0: in 25.00 s: rx_packets +4"]);
+        // The clock was set back.
+        assert_eq!(counters("03:00.000000", 10), ["eth0: rx_packets +1"]);
+    }
+
+    #[test]
+    fn only_errors_that_may_pass_are_tried_again() {
+        let io = |kind: ErrorKind| ClientError::Io { path: "/x".into(), error: kind.into() };
+        let not_running =
+            ClientError::NotRunning { path: "/x".into(), error: ErrorKind::NotFound.into() };
+        let refused = |why: &str| ClientError::Refused(why.to_owned());
+        for error in [
+            not_running,
+            io(ErrorKind::UnexpectedEof),
+            io(ErrorKind::ConnectionReset),
+            refused("16 subscriptions are running, which is the maximum; end one, and try again"),
+        ] {
+            let text = error.to_string();
+            assert!(may_pass(&error.into()), "{text}");
+        }
+        // A path that is too long, a socket of another type.
+        let prototype = std::io::Error::from_raw_os_error(libc::EPROTOTYPE);
+        for error in [
+            io(ErrorKind::InvalidInput),
+            ClientError::Io { path: "/x".into(), error: prototype },
+            ClientError::NotPermitted { path: "/x".into() },
+            refused("subscribe: no topics; name at least one, such as events"),
+        ] {
+            let text = error.to_string();
+            assert!(!may_pass(&error.into()), "{text}");
+        }
+        assert!(!may_pass(&anyhow::anyhow!("try again")));
     }
 
     #[test]

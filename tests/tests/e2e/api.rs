@@ -357,6 +357,43 @@ fn stalls_of_the_control_thread_and_of_a_worker_are_told() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
+fn counters_do_not_wait_for_a_worker_that_has_no_turn() -> Result<()> {
+    let Some((_lab, ferroute)) = running()? else { return Ok(()) };
+    let pid = ferroute.pid().context("no process")?;
+    let stopped = StoppedThread::stop(pid, "fr-worker0")?;
+    let polls = |it: &Value| it["workers"][0]["polling"]["polls"].as_u64();
+    let mut all = Vec::new();
+    // `stat` waits for the worker, and says that it is silent.
+    let mut stat = Lines::ask(&ferroute, &json!("stat"))?;
+    let stat = stat.next("ResponseLine")?["body"]["stat"].clone();
+    ensure!(stat["workers"][0]["silent"] == true, "{stat}");
+    let mut fastest = Duration::MAX;
+    for _ in 0..5 {
+        let begun = Instant::now();
+        let mut lines = Lines::ask(&ferroute, &json!("counters"))?;
+        let answer = lines.next("ResponseLine")?["body"]["counters"].clone();
+        fastest = fastest.min(begun.elapsed());
+        let worker = &answer["workers"][0];
+        ensure!(worker["silent"].is_null() && worker["packets"]["received"].is_u64(), "{worker}");
+        ensure!(polls(&answer).is_some() && polls(&answer) == polls(&stat), "{worker}");
+        ensure!(answer["ports"][0]["driver"] == json!({}), "{answer}");
+        all.extend(lines.seen);
+    }
+    // The property under test: `stat` takes 200 ms, the best of five must not.
+    ensure!(fastest < Duration::from_millis(200), "{fastest:?}");
+    let top = ferroute.json(&["top", "--batch", "1", "-i", "0.3", "--flows", "0"])?;
+    let worker = &top["workers"][0];
+    ensure!(worker["silent"] == true && worker["busy"].is_null(), "{top}");
+    ensure!(top["packets"]["incomplete"] == false, "{top}");
+    let mut lines = Lines::subscribe(&ferroute, &["counters"], 100)?;
+    lines.until("counters", |it| polls(&it["counters"]) == polls(&stat))?;
+    all.extend(lines.seen);
+    drop(stopped);
+    are_valid(&all)
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
 fn a_slow_subscriber_loses_events_which_are_counted() -> Result<()> {
     if by_kernel() {
         return Ok(());
@@ -579,6 +616,15 @@ fn monitor_says_what_to_do_about_an_older_daemon_and_waits_for_the_next() -> Res
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.code() == Some(1) && said.contains("restart it"), "{said}");
     fs::remove_file(&path)?;
+    // Errors that do not pass end it, although it is to connect again.
+    let long = format!("/{}", "x".repeat(200));
+    let datagrams = dir.path().join("datagrams").to_string_lossy().into_owned();
+    let _datagrams = std::os::unix::net::UnixDatagram::bind(&datagrams)?;
+    for wrong in [&long, &datagrams] {
+        let (child, _) = monitor(&ferroute, &["--control", wrong, "--reconnect", "tables"])?;
+        let (code, said) = ended(child)?;
+        ensure!(code == Some(1) && said.contains(wrong.as_str()), "{code:?}: {said}");
+    }
     // No daemon yet, and then one.
     let (child, mut text) = monitor(&ferroute, &["--control", &control, "--reconnect", "tables"])?;
     thread::sleep(Duration::from_millis(1200));
@@ -591,7 +637,8 @@ fn monitor_says_what_to_do_about_an_older_daemon_and_waits_for_the_next() -> Res
         thread::sleep(Duration::from_millis(300));
     }
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT)?;
-    ensure!(ended(child)?.0 == Some(0));
+    let (code, said) = ended(child)?;
+    ensure!(code == Some(0) && said.matches("no ferroute runs here").count() == 1, "{said}");
     seen.join().expect("it does not panic")?;
     Ok(())
 }

@@ -178,7 +178,14 @@ fn top_draws_at_each_size_and_restores_the_terminal() -> Result<()> {
     // Stopped and continued by the shell.
     tmux.press(&["C-z"])?;
     tmux.wait_for("the shell", |screen| screen.contains("before 2") && screen.contains("Stopped"))?;
-    ensure!(!tmux.is_alternate()?);
+    ensure!(!tmux.is_alternate()? && tmux.has_cursor()?);
+    tmux.type_line("fg; echo status $?")?;
+    top.shows(&["filter: right", "\nrt-right"])?;
+    // Stopped by another process.
+    top.signal(Signal::SIGTSTP)?;
+    let is_stopped = |screen: &str| screen.matches("Stopped").count() > 1;
+    tmux.wait_for("the shell again", is_stopped)?;
+    ensure!(!tmux.is_alternate()? && tmux.has_cursor()?);
     tmux.type_line("fg; echo status $?")?;
     top.shows(&["filter: right", "\nrt-right"])?;
     tmux.press(&["q"])?;
@@ -206,6 +213,11 @@ fn top_restores_the_terminal_after_signals_and_needs_neither_colours_nor_utf8() 
     top.again("-d 0.2")?;
     top.shows(&["forwarding in userspace"])?;
     top.signal(Signal::SIGINT)?;
+    top.has_ended("status 0")?;
+    top.clear()?;
+    top.again("-d 0.2")?;
+    top.shows(&["forwarding in userspace"])?;
+    top.signal(Signal::SIGQUIT)?;
     top.has_ended("status 0")?;
     // As many measurements as are asked for.
     top.clear()?;
@@ -314,6 +326,27 @@ fn top_prints_for_scripts_until_nobody_reads() -> Result<()> {
     let mut said = String::new();
     child.stderr.take().context("a pipe")?.read_to_string(&mut said)?;
     ensure!(child.wait()?.success() && said.is_empty(), "{said}");
+    // Rates of flows are measured for others, as many as there may be.
+    let others: Result<Vec<Child>> = (0..4)
+        .map(|_| {
+            let mut other = running.command(&["flows", "top", "--batch", "1", "-i", "30"]);
+            Ok(other.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+        })
+        .collect();
+    let mut others = others?;
+    let mut output = None;
+    let is_refused = eventually(|| {
+        output = running.command(&["-j", "top", "-b", "1", "-i", "0.1"]).output().ok();
+        output.as_ref().is_some_and(|it| String::from_utf8_lossy(&it.stderr).contains("no flows"))
+    });
+    for other in &mut others {
+        let _ = other.kill();
+        let _ = other.wait();
+    }
+    let output = output.context("no output")?;
+    let value: Value =
+        serde_json::from_slice(&output.stdout).with_context(|| format!("{output:?}"))?;
+    ensure!(is_refused && output.status.success() && value["flows"].is_null(), "{output:?}");
     // Neither a terminal nor --batch.
     let output = running.command(&["top"]).stdin(Stdio::null()).output()?;
     let said = String::from_utf8_lossy(&output.stderr);

@@ -13,15 +13,15 @@ mod text;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 
 use self::rates::Rates;
 use self::sample::{FlowWish, Sampler};
-use super::output::Output;
+use super::output::{self, Output};
 use super::units::parse_interval;
 use super::{Global, Usage};
-use crate::control::api::client::Client;
+use crate::control::api::client::{Client, ClientError};
 use crate::control::api::flows::{FlowTopReport, RateKey, TOP_MAX};
 
 const ABOUT: &str = "\
@@ -35,8 +35,10 @@ program leaves to it (pass). Latency is the time in userspace of the frames that
 --latency-sample`); offloaded packets have none. Bits of flows are counted from the IP header on, those of ports with \
 the Ethernet header.
 
-Asking costs the workers nothing. Flows are counted by a pass over all flows; they are asked for only while they are \
-shown, and less often if that takes long.
+A worker that had no turn in the interval is \"silent\": its busy share is unknown.
+
+The counters are in shared memory: workers do no work for them. Flows are counted by a pass over all flows; they are asked \
+for only while they are shown, and less often if that takes long.
 
 NO_COLOR is respected. Without a UTF-8 locale bars and other signs are ASCII.";
 
@@ -90,12 +92,24 @@ fn print_batch(global: &Global, args: &TopArgs, output: &Output, count: Option<u
     let wish = FlowWish { interval_ms: args.interval, flows: args.flows, sort: RateKey::Bits };
     let mut before = sampler.sample()?;
     let mut printed = 0;
+    let mut no_flows = String::new();
     while count.is_none_or(|count| printed < count) {
         let due = Instant::now() + interval;
         let flows: Option<FlowTopReport> = match &mut counter {
-            Some(counter) => Some(
-                sample::flows(counter, wish).context("flows; --flows 0 does not ask for them")?,
-            ),
+            Some(counter) => match sample::flows(counter, wish) {
+                Ok(report) => Some(report),
+                // Other clients have them counted, or the daemon is older: not a reason to print nothing.
+                Err(error) => {
+                    let why = refusal(error)?;
+                    if why != no_flows {
+                        output::note(format_args!(
+                            "ferroute: no flows: {why}; --flows 0 does not ask for them"
+                        ));
+                        no_flows = why;
+                    }
+                    None
+                }
+            },
             None => None,
         };
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
@@ -111,4 +125,15 @@ fn print_batch(global: &Global, args: &TopArgs, output: &Output, count: Option<u
         printed += 1;
     }
     Ok(())
+}
+
+/// Why the daemon refuses.
+///
+/// # Errors
+/// Those that are no refusal.
+fn refusal(error: anyhow::Error) -> Result<String> {
+    match error.downcast_ref() {
+        Some(ClientError::Refused(why)) => Ok(why.clone()),
+        _ => Err(error),
+    }
 }

@@ -39,6 +39,8 @@ pub struct PacketRates {
     /// Octets of all ports, with the Ethernet header.
     pub rx_octets: f64,
     pub tx_octets: f64,
+    /// What workers counted is missing, of those without [`WorkerRates::packets`].
+    pub is_incomplete: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -62,13 +64,19 @@ pub struct WorkerRates {
     pub worker: u32,
     /// `None`: not pinned.
     pub cpu: Option<u32>,
-    /// Share of time with packets, 0 to 1.
-    pub busy: f64,
+    /// Share of time with packets, 0 to 1; `None`: it is silent, and does not tell.
+    pub busy: Option<f64>,
+    /// `None`: in one of the samples they are unknown.
+    pub packets: Option<WorkerPackets>,
+    /// It had no turn in the interval, or did not answer in time.
+    pub is_silent: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct WorkerPackets {
     pub received: f64,
     pub sent: f64,
     pub dropped: f64,
-    /// It did not answer in time.
-    pub is_silent: bool,
 }
 
 /// Where packets went that Ferroute did not forward.
@@ -168,9 +176,18 @@ fn packet_rates(
     interval: Interval,
     ports: &[PortRates],
 ) -> PacketRates {
-    let (old, new) = (before.map(|it| it.stat.packets()), now.stat.packets());
+    let is_known =
+        |worker: u32| has_packets(now, worker) && before.is_none_or(|it| has_packets(it, worker));
+    let mut workers = now.stat.workers.iter().map(|worker| worker.worker);
+    let is_incomplete = !workers.all(is_known);
+    let total = |sample: &Sample, name: &str| -> u64 {
+        let workers = sample.stat.workers.iter().filter(|worker| is_known(worker.worker));
+        let workers = workers.map(|worker| &worker.packets);
+        let offload = sample.stat.offload.iter().map(|offload| &offload.packets);
+        workers.chain(offload).map(|packets| of(packets, name)).sum()
+    };
     let rate =
-        |name| interval.rate(of(&new, name), old.as_ref().map_or(0, |counters| of(counters, name)));
+        |name| interval.rate(total(now, name), before.map_or(0, |before| total(before, name)));
     let offloaded = |sample: &Sample| {
         sample.stat.offload.as_ref().map_or(0, |offload| of(&offload.packets, "received"))
     };
@@ -184,7 +201,15 @@ fn packet_rates(
         offloaded: interval.rate(offloaded(now), before.map_or(0, offloaded)),
         rx_octets: ports.iter().map(|port| port.rx_octets).sum(),
         tx_octets: ports.iter().map(|port| port.tx_octets).sum(),
+        is_incomplete,
     }
+}
+
+/// Whether a sample has where the packets of a worker went. A daemon without `counters` leaves them out of the answer while
+/// the worker is silent: the difference to another sample would be everything since the start.
+fn has_packets(sample: &Sample, worker: u32) -> bool {
+    let mut workers = sample.stat.workers.iter();
+    workers.any(|it| it.worker == worker && !it.packets.is_empty())
 }
 
 fn port_rates(
@@ -229,18 +254,25 @@ fn worker_rates(
     let rate = |counters: fn(&WorkerReport) -> &Counters, name: &str| {
         interval.rate(of(counters(worker), name), old.map_or(0, |old| of(counters(old), name)))
     };
+    let polls = |worker: &WorkerReport| worker.polling.get("polls").copied();
+    let has_no_turn = old.and_then(polls).is_some_and(|old| polls(worker) == Some(old));
+    let is_silent = worker.silent || has_no_turn;
     let busy = match interval.0 {
         None => 0.0,
         Some(_) => (1.0 - rate(|it| &it.polling, "idle_ns") * 1e-9).clamp(0.0, 1.0),
     };
+    let is_known = has_packets(now, worker.worker)
+        && before.is_none_or(|before| has_packets(before, worker.worker));
     WorkerRates {
         worker: worker.worker,
         cpu: status.and_then(|status| status.cpu),
-        busy,
-        received: rate(|it| &it.packets, "received"),
-        sent: rate(|it| &it.packets, "sent"),
-        dropped: rate(|it| &it.packets, "dropped"),
-        is_silent: worker.silent,
+        busy: (!is_silent).then_some(busy),
+        packets: is_known.then(|| WorkerPackets {
+            received: rate(|it| &it.packets, "received"),
+            sent: rate(|it| &it.packets, "sent"),
+            dropped: rate(|it| &it.packets, "dropped"),
+        }),
+        is_silent,
     }
 }
 
@@ -335,7 +367,7 @@ pub mod tests {
             drops: counters(&[("IP_RPFILTER", 3 * n), ("NOMEM", 7)]),
             punts: counters(&[("LOCAL", 2 * n), ("XFRM", 0)]),
             packets: counters(&[("received", 100 * n), ("sent", 90 * n), ("dropped", 3 * n)]),
-            polling: counters(&[("idle_ns", 250_000_000 * n)]),
+            polling: counters(&[("idle_ns", 250_000_000 * n), ("polls", 1000 * n)]),
             ..WorkerReport::default()
         };
         let port = |at| PortReport {
@@ -384,7 +416,12 @@ pub mod tests {
         assert_eq!((port.rx_packets, port.rx_octets), (200.0, 12_800.0));
         assert_eq!((port.to_kernel, port.dropped), (20.0, 2.0));
         // Idle for half of the time.
-        assert_eq!((rates.workers[0].busy, rates.workers[0].received), (0.5, 200.0));
+        let worker = &rates.workers[0];
+        assert_eq!((worker.busy, worker.is_silent), (Some(0.5), false));
+        assert_eq!(
+            worker.packets,
+            Some(WorkerPackets { received: 200.0, sent: 180.0, dropped: 6.0 })
+        );
         assert_eq!(rates.workers[0].cpu, Some(3));
         let reason =
             |fate, name: &str, rate, count| ReasonRate { fate, name: name.into(), rate, count };
@@ -425,9 +462,52 @@ pub mod tests {
             Rates::between(None, &now),
         ] {
             assert_eq!((rates.interval, rates.packets), (None, PacketRates::default()));
-            assert_eq!((rates.workers[0].busy, rates.latency.total.count), (0.0, 0));
+            assert_eq!((rates.workers[0].busy, rates.latency.total.count), (Some(0.0), 0));
             assert_eq!((rates.reasons[0].rate, rates.latency_total.total.count), (0.0, 500));
         }
+    }
+
+    /// As a daemon without `counters` answers while a worker has no turn.
+    fn without_worker(mut sample: Sample) -> Sample {
+        let worker = &mut sample.stat.workers[0];
+        (worker.packets, worker.silent) = (Counters::new(), true);
+        sample
+    }
+
+    #[test]
+    fn what_a_worker_counted_before_it_was_silent_is_not_of_the_interval() {
+        let start = Instant::now();
+        let later = start + Duration::from_secs(1);
+        let (before, now) = (sample(start, 1, 5000), sample(later, 1, 5001));
+        for (before, now, is_silent) in [
+            (without_worker(before.clone()), now.clone(), false),
+            (before.clone(), without_worker(now.clone()), true),
+            (without_worker(before.clone()), without_worker(now.clone()), true),
+        ] {
+            let rates = Rates::between(Some(&before), &now);
+            // Offloaded ones are known.
+            assert_eq!((rates.packets.received, rates.packets.sent), (300.0, 300.0));
+            assert!(rates.packets.is_incomplete);
+            let worker = &rates.workers[0];
+            assert_eq!((worker.packets, worker.is_silent), (None, is_silent));
+            assert_eq!(worker.busy.is_none(), is_silent);
+            assert_eq!(rates.ports[0].rx_packets, 100.0);
+        }
+        let rates = Rates::between(Some(&before), &now);
+        assert_eq!((rates.packets.received, rates.packets.is_incomplete), (400.0, false));
+    }
+
+    #[test]
+    fn a_worker_without_turns_is_silent_and_not_busy() {
+        let start = Instant::now();
+        let (before, mut now) = (sample(start, 1, 7), sample(start, 1, 7));
+        now.at += Duration::from_secs(1);
+        let worker = &Rates::between(Some(&before), &now).workers[0];
+        assert_eq!((worker.busy, worker.is_silent), (None, true));
+        // Its counters are read all the same.
+        assert_eq!(worker.packets, Some(WorkerPackets::default()));
+        // A first sample does not show it.
+        assert!(!Rates::between(None, &now).workers[0].is_silent);
     }
 
     #[test]

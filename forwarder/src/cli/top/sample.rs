@@ -1,7 +1,7 @@
 //! The daemon's answers, once or again and again on threads of their own.
 //!
-//! The counters cost workers nothing: the daemon's threads for clients read what workers share anyway. Flows cost a
-//! pass over the tables of all flows before and after the interval, on the thread of the client: they are asked for
+//! The counters are those that workers share anyway (`counters`); an older daemon is asked for `stat`, for which workers
+//! do a little work. Flows cost a pass over the tables of all flows before and after the interval, on the thread of the client: they are asked for
 //! only while they are shown, and less often if that takes long.
 
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use anyhow::Result;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use crate::cli::unexpected;
-use crate::control::api::client::Client;
+use crate::control::api::client::{Client, ClientError};
 use crate::control::api::flows::{FlowTopReport, FlowTopRequest, RateKey};
 use crate::control::api::{LatencyReport, Request, Response, StatReport, StatusReport};
 
@@ -33,7 +33,11 @@ pub struct Sample {
 
 /// Asks for the counters, on one connection.
 #[derive(Debug)]
-pub struct Sampler(Client);
+pub struct Sampler {
+    client: Client,
+    /// The daemon is older and has no `counters`.
+    is_older: bool,
+}
 
 impl Sampler {
     /// Connects.
@@ -41,7 +45,7 @@ impl Sampler {
     /// # Errors
     /// If no daemon listens.
     pub fn connect(control: &Path) -> Result<Sampler> {
-        Ok(Sampler(Client::connect(control)?))
+        Ok(Sampler { client: Client::connect(control)?, is_older: false })
     }
 
     /// Asks.
@@ -49,20 +53,34 @@ impl Sampler {
     /// # Errors
     /// If the daemon ends or refuses.
     pub fn sample(&mut self) -> Result<Sample> {
-        let status = match self.0.ask(&Request::Status)? {
+        let status = match self.client.ask(&Request::Status)? {
             Response::Status(report) => *report,
             other => return Err(unexpected(&other)),
         };
         let at = Instant::now();
-        let stat = match self.0.ask(&Request::Stat)? {
-            Response::Stat(report) => report,
-            other => return Err(unexpected(&other)),
-        };
-        let latency = match self.0.ask(&Request::Latency { reset: false })? {
+        let stat = self.counters()?;
+        let latency = match self.client.ask(&Request::Latency { reset: false })? {
             Response::Latency(report) => report,
             other => return Err(unexpected(&other)),
         };
         Ok(Sample { at, status, stat, latency })
+    }
+
+    fn counters(&mut self) -> Result<StatReport> {
+        if !self.is_older {
+            match self.client.ask(&Request::Counters) {
+                Ok(Response::Counters(report)) => return Ok(report),
+                Ok(other) => return Err(unexpected(&other)),
+                Err(ClientError::Refused(why)) if why.contains("unknown variant `counters`") => {
+                    self.is_older = true;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        match self.client.ask(&Request::Stat)? {
+            Response::Stat(report) => Ok(report),
+            other => Err(unexpected(&other)),
+        }
     }
 }
 

@@ -28,6 +28,7 @@ pub fn to_json(rates: &Rates, flows: Option<&FlowTopReport>) -> Value {
             "dropped_per_s": dropped,
             "to_kernel_per_s": to_kernel,
             "offloaded_per_s": offloaded,
+            "incomplete": rates.packets.is_incomplete,
         },
         "carried_flows": status.carried_flows,
         "offloaded_flows": status.offloaded_flows,
@@ -60,9 +61,9 @@ fn worker_json(worker: &WorkerRates) -> Value {
         "worker": worker.worker,
         "cpu": worker.cpu,
         "busy": worker.busy,
-        "received_per_s": worker.received,
-        "sent_per_s": worker.sent,
-        "dropped_per_s": worker.dropped,
+        "received_per_s": worker.packets.map(|packets| packets.received),
+        "sent_per_s": worker.packets.map(|packets| packets.sent),
+        "dropped_per_s": worker.packets.map(|packets| packets.dropped),
         "silent": worker.is_silent,
     })
 }
@@ -98,6 +99,11 @@ fn number(value: f64) -> String {
     format!("{value:.1}")
 }
 
+/// `-`: it is unknown.
+fn number_or_none(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), number)
+}
+
 /// Tables.
 pub fn to_text(rates: &Rates, flows: Option<&FlowTopReport>) -> String {
     let mut text = router(rates);
@@ -125,12 +131,15 @@ fn router(rates: &Rates) -> String {
         "dropped/s",
         "to_kernel/s",
         "offloaded/s",
+        "workers",
     ]);
     let PacketRates { received, sent, dropped, to_kernel, offloaded, .. } = rates.packets;
     let seconds = rates.interval.unwrap_or_default().as_secs_f64();
     let mut cells = row(["router", rates.status.state.name()]);
     cells.extend([rates.status.uptime_seconds.to_string(), format!("{seconds:.2}")]);
     cells.extend([received, sent, dropped, to_kernel, offloaded].map(number));
+    // Whether these rates include what all workers counted.
+    cells.push(if rates.packets.is_incomplete { "incomplete" } else { "all" }.to_owned());
     columns(&[titles, cells])
 }
 
@@ -159,15 +168,17 @@ fn ports(ports: &[PortRates]) -> String {
 }
 
 fn workers(workers: &[WorkerRates]) -> String {
-    let mut rows =
-        vec![row(["#worker", "number", "cpu", "busy_%", "received/s", "sent/s", "dropped/s"])];
+    let titles =
+        ["#worker", "number", "cpu", "busy_%", "received/s", "sent/s", "dropped/s", "state"];
+    let mut rows = vec![row(titles)];
     rows.extend(workers.iter().map(|worker| {
         let mut cells = row(["worker"]);
         let cpu = worker.cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string());
         cells.extend([worker.worker.to_string(), cpu]);
-        cells.extend(
-            [100.0 * worker.busy, worker.received, worker.sent, worker.dropped].map(number),
-        );
+        cells.push(number_or_none(worker.busy.map(|busy| 100.0 * busy)));
+        let packets = worker.packets.map(|it| [it.received, it.sent, it.dropped].map(Some));
+        cells.extend(packets.unwrap_or_default().map(number_or_none));
+        cells.push(if worker.is_silent { "silent" } else { "running" }.to_owned());
         cells
     }));
     columns(&rows)
@@ -280,9 +291,9 @@ mod tests {
             assert_eq!(words.len(), columns, "{line}\n{text}");
         }
         for row in [
-            "router   forwarding  61        0.50        800.0       780.0   6.0        32.0         600.0\n",
+            "router   forwarding  61        0.50        800.0       780.0   6.0        32.0         600.0        all\n",
             "port   eth1  200.0         102400.0   0.0           0.0        2.0        20.0         forwarding\n",
-            "worker   0       3    50.0    200.0       180.0   6.0\n",
+            "worker   0       3    50.0    200.0       180.0   6.0        running\n",
             "reason   drop  IP_RPFILTER  6.0        6\n",
             "latency   eth0  eth1  10      1000    1000    1000    1000      1000       1000\n",
             "flow   tcp    10.0.0.1:1024  10.0.1.1:443  20.0       240000.0  10.0            4160.0       both\n",
@@ -290,6 +301,26 @@ mod tests {
             assert!(text.contains(row), "{row:?} is not in\n{text}");
         }
         assert!(!to_text(&rates(), None).contains("#flow"));
+    }
+
+    #[test]
+    fn what_is_unknown_of_a_silent_worker_is_no_number() {
+        let start = Instant::now();
+        let mut now = sample(start + Duration::from_secs(1), 1, 2);
+        let worker = &mut now.stat.workers[0];
+        (worker.packets, worker.silent) = (Default::default(), true);
+        let rates = Rates::between(Some(&sample(start, 1, 1)), &now);
+        let (text, json) = (to_text(&rates, None), to_json(&rates, None));
+        let words = |kind: &str| -> Vec<String> {
+            let line = text.lines().find(|line| line.starts_with(kind)).expect("a row");
+            line.split_whitespace().map(str::to_owned).collect()
+        };
+        assert_eq!(words("worker "), ["worker", "0", "3", "-", "-", "-", "-", "silent"]);
+        assert_eq!(words("router ").last().map(String::as_str), Some("incomplete"));
+        assert_eq!(json["packets"]["incomplete"], true);
+        let worker = &json["workers"][0];
+        assert!(worker["busy"].is_null() && worker["received_per_s"].is_null(), "{worker}");
+        assert_eq!(worker["silent"], true);
     }
 
     #[test]

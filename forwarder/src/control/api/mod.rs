@@ -74,8 +74,11 @@ pub enum Request {
     /// array; text: a line), in the order of the request. A destination without a usable route has a type
     /// for it: `noroute`, `blackhole`, `unreachable`, `prohibit`; it is the line's first word.
     RouteGet(RouteGetRequest),
-    /// Counters: answered with [`Response::Stat`].
+    /// Counters, with those that only workers have: answered with [`Response::Stat`]. Each worker does a little work for
+    /// it, and one that has no turn delays the answer by 200 ms.
     Stat,
+    /// Counters that are in shared memory: answered with [`Response::Counters`]. Workers have no part in it.
+    Counters,
     /// Drop counters: answered with [`Response::Drops`].
     Drops,
     /// The nftables ruleset that workers apply: answered with [`Response::Rendered`] (JSON: an array of
@@ -266,6 +269,8 @@ pub enum Response {
     Rendered(Rendered),
     /// To [`Request::Stat`].
     Stat(StatReport),
+    /// To [`Request::Counters`]: without `frames` and `silent` of workers and `driver` of ports.
+    Counters(StatReport),
     /// To [`Request::Drops`].
     Drops(DropsReport),
     /// To [`Request::FlowFind`].
@@ -582,6 +587,7 @@ mod tests {
     fn requests_survive_the_wire() {
         round_trip(Request::Status);
         round_trip(Request::Stat);
+        round_trip(Request::Counters);
         round_trip(Request::Drops);
         round_trip(Request::Rules { format: Format::Json });
         round_trip(Request::Latency { reset: true });

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::WorkerPort;
 
-/// Answers [`Request::Stat`](super::Request::Stat). Counters run from the daemon's start.
+/// Answers [`Request::Stat`](super::Request::Stat) and [`Request::Counters`](super::Request::Counters). Counters run from the daemon's start.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StatReport {
     /// One per worker.
@@ -48,11 +48,12 @@ pub struct WorkerReport {
     pub drops: Counters,
     /// By `PuntReason::name`.
     pub punts: Counters,
-    /// Where its packets went (`PacketAccount::named`), read between two turns: received + made +
-    /// handed_over_in = sent + dropped + handed_to_kernel + fragmented + reassembled + handed_over_out + held + sending.
+    /// Where its packets went (`PacketAccount::named`). In the answer to `stat`, read between two turns: received + made +
+    /// handed_over_in = sent + dropped + handed_to_kernel + fragmented + reassembled + handed_over_out + held + sending; empty
+    /// if the worker is silent. In the answer to `counters`, read while the worker runs, and held and sending are 0.
     #[serde(default)]
     pub packets: Counters,
-    /// Where its frames are: free, fill_and_rx, held, tx_and_completion, total.
+    /// Where its frames are: free, fill_and_rx, held, tx_and_completion, total. Only in the answer to `stat`.
     pub frames: Counters,
     /// How it polled: polls, polls_with_packets, budget_exhausted (bursts that were full), sleeps,
     /// wakeups (those that a packet ended), idle_ns (without packets, polling or asleep).
@@ -68,7 +69,8 @@ pub struct WorkerReport {
     /// What frames cost, if that is measured: frames, user_ns, kick_ns.
     #[serde(default, skip_serializing_if = "Counters::is_empty")]
     pub cost: Counters,
-    /// It did not report in time where its frames are.
+    /// It did not report in time where its frames are. Only in the answer to `stat`; a worker that has no turn is seen by
+    /// `polls`, which stay the same: an idle worker has a turn every 20 ms.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub silent: bool,
 }
@@ -80,7 +82,7 @@ pub struct PortReport {
     pub ifname: String,
     /// rx_packets, rx_bytes, tx_packets, tx_bytes, rx_dropped, tx_dropped, punted, ….
     pub counters: Counters,
-    /// XDP_STATISTICS of its sockets: rx_dropped, rx_ring_full, rx_fill_ring_empty_descs, ….
+    /// XDP_STATISTICS of its sockets: rx_dropped, rx_ring_full, rx_fill_ring_empty_descs, …. Only in the answer to `stat`.
     pub driver: Counters,
     /// What the XDP program did with frames: pass_local, steer_ipv4, ….
     pub xdp: Counters,

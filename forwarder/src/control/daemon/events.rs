@@ -243,7 +243,7 @@ impl Subscription {
     fn write_snapshot(&mut self, stream: &UnixStream) -> io::Result<()> {
         let (snapshot, status) = self.relay.status();
         self.known = snapshot.events;
-        let counters = self.has(Topic::Counters).then(|| snapshot.stat());
+        let counters = self.has(Topic::Counters).then(|| snapshot.counters());
         let drops = self.has(Topic::Drops).then(|| snapshot.drops());
         self.drops = drops.clone().unwrap_or_default();
         let body = SubscriptionSnapshot { status, counters, drops };
@@ -267,7 +267,7 @@ impl Subscription {
 
     fn write_counts(&mut self, stream: &UnixStream) -> io::Result<()> {
         if self.has(Topic::Counters) {
-            let report = self.relay.snapshot().stat();
+            let report = self.relay.snapshot().counters();
             self.write(stream, Timestamp::now(), Body::Counters(Box::new(report)))?;
         }
         if self.has(Topic::Drops) {

@@ -121,6 +121,7 @@ impl ControlHandler for Relay {
         match request {
             Request::Status => Response::Status(Box::new(self.status().1)).into(),
             Request::Stat => Response::Stat(self.snapshot().stat()).into(),
+            Request::Counters => Response::Counters(self.snapshot().counters()).into(),
             Request::Drops => Response::Drops(self.snapshot().drops()).into(),
             Request::Rules { format } => {
                 self.count_offloaded();

@@ -23,8 +23,11 @@ use crate::worker::poll::WorkerFrames;
 /// Interval between checks whether a worker has had a turn.
 const CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
-/// What one worker reports of itself; `None`: it does not answer in time.
+/// What one worker reports of itself; `None`: it was not asked, or does not answer in time.
+#[derive(Clone)]
 struct WorkerAnswer {
+    /// It was asked, and does not answer in time.
+    is_silent: bool,
     accounting: Option<(WorkerFrames, PacketAccount)>,
     /// Of its sockets, by slot.
     statistics: Option<Vec<Option<XdpStatistics>>>,
@@ -96,6 +99,17 @@ impl Snapshot {
         self.stat_of(&answers, |stats| named(stats.account(0, 0).named()))
     }
 
+    /// Answers `counters`, and counts for subscriptions: only what is in shared memory. No worker is asked: none does any
+    /// work for it, and one that has no turn delays nothing.
+    pub(super) fn counters(&self) -> StatReport {
+        let not_asked = WorkerAnswer { is_silent: false, accounting: None, statistics: None };
+        let answers = vec![not_asked; self.workers.len()];
+        if let Some(offloads) = &self.offloads {
+            offloads.count_all();
+        }
+        self.stat_of(&answers, |stats| named(stats.account(0, 0).named()))
+    }
+
     /// `packets_of`: where the packets went of a worker that does not tell it itself.
     fn stat_of(
         &self,
@@ -119,7 +133,7 @@ impl Snapshot {
                 ports: self.worker_ports(n),
                 handoffs: handoffs(stats),
                 cost: if self.account { cost(&stats.cost) } else { Counters::new() },
-                silent: accounting.is_none(),
+                silent: answer.is_silent,
             }
         };
         StatReport {
@@ -140,9 +154,10 @@ impl Snapshot {
         };
         let asked: Vec<_> = self.workers.iter().map(ask).collect();
         let until = Instant::now() + REPORT_TIMEOUT;
-        let answer = |(accounting, statistics)| WorkerAnswer {
-            accounting: wait(accounting, until),
-            statistics: wait(statistics, until),
+        let answer = |(asked, statistics)| {
+            let (answer, statistics) = (wait(asked, until), wait(statistics, until));
+            let is_silent = if accounting { answer.is_none() } else { statistics.is_none() };
+            WorkerAnswer { is_silent, accounting: answer, statistics }
         };
         asked.into_iter().map(answer).collect()
     }

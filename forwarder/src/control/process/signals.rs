@@ -1,5 +1,5 @@
 //! SIGTERM, SIGINT and SIGHUP as descriptors, for the daemon and for commands that run until
-//! stopped; and termination of a start that they interrupt.
+//! stopped, for those that draw on a terminal also SIGQUIT and SIGTSTP; and termination of a start that they interrupt.
 //!
 //! The control thread checks for them in its loop. During the start the loop does not run yet, and
 //! the thread may block in the kernel (a table of a million routes, a queue that is still busy,
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tracing::info;
 
@@ -97,6 +97,58 @@ impl Signals {
     pub fn check(&self) -> Result<(), Interrupted> {
         if self.is_pending() { Err(Interrupted) } else { Ok(()) }
     }
+}
+
+/// The signals after which a program that draws on a terminal must restore it.
+#[derive(Debug)]
+pub struct TerminalSignals(SignalFd);
+
+/// What such a signal means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TerminalSignal {
+    /// SIGTERM, SIGINT, SIGHUP or SIGQUIT: the program ends.
+    End,
+    /// SIGTSTP: the program stops until it is continued, see [`stop`].
+    Stop,
+}
+
+impl TerminalSignals {
+    /// Blocks the signals and receives them from now on. Call it before threads are started, which inherit the mask.
+    ///
+    /// # Errors
+    /// When the kernel refuses a signalfd.
+    pub fn take() -> Result<TerminalSignals> {
+        let signals =
+            [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTSTP];
+        Ok(TerminalSignals(signalfd(&signals)?))
+    }
+
+    /// Waits for a signal. If the descriptor cannot be read, the program is to end.
+    pub fn wait(&self) -> TerminalSignal {
+        loop {
+            let _ = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
+            match self.0.read_signal() {
+                Ok(Some(info)) if info.ssi_signo == Signal::SIGTSTP as u32 => {
+                    return TerminalSignal::Stop;
+                }
+                Ok(None) => {}
+                Ok(Some(_)) | Err(_) => return TerminalSignal::End,
+            }
+        }
+    }
+}
+
+/// Stops the process as SIGTSTP does that is not blocked, and returns when it is continued.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn stop() -> Result<()> {
+    let mask: SigSet = [Signal::SIGTSTP].into_iter().collect();
+    mask.thread_unblock().context("cannot unblock SIGTSTP")?;
+    // To this thread, so that the descriptor does not receive it.
+    let stopped = raise(Signal::SIGTSTP).context("cannot stop");
+    mask.thread_block().context("cannot block SIGTSTP")?;
+    stopped
 }
 
 /// Blocks signals and makes a descriptor for them.
@@ -192,7 +244,6 @@ fn watch(signals: &Signals, started: &UnixStream) -> Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::signal::raise;
 
     /// Sends a signal to this thread only: other threads of the test do not block it.
     fn signals_with_one() -> Signals {
@@ -207,6 +258,19 @@ mod tests {
         let signals = signals_with_one();
         for _ in 0..2 {
             assert_eq!(signals.check(), Err(Interrupted));
+        }
+    }
+
+    #[test]
+    fn a_terminal_is_restored_before_the_program_ends_or_stops() {
+        let signals = TerminalSignals::take().expect("a signalfd");
+        for (signal, expected) in [
+            (Signal::SIGQUIT, TerminalSignal::End),
+            (Signal::SIGTSTP, TerminalSignal::Stop),
+            (Signal::SIGHUP, TerminalSignal::End),
+        ] {
+            raise(signal).expect("is sent");
+            assert_eq!(signals.wait(), expected);
         }
     }
 

@@ -166,6 +166,9 @@ fn second_line(rates: &Rates, state: &State, theme: Theme) -> Segments {
         (format!("drop {}/s", si(packets.dropped)), dropped),
         (format!("kernel {}/s", si(packets.to_kernel)), Style::new()),
     ];
+    if packets.is_incomplete {
+        line.push(("without silent workers".into(), theme.bad()));
+    }
     if rates.status.offloaded_flows.is_some() && packets.received > 0.0 {
         let share = (100.0 * packets.offloaded / packets.received).clamp(0.0, 100.0);
         line.push((format!("XDP {share:.0}%"), theme.good()));

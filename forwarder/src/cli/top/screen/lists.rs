@@ -57,15 +57,22 @@ fn workers(workers: &[WorkerRates], theme: Theme) -> Table {
         let name = format!("worker {}", worker.worker);
         let style = if worker.is_silent { theme.bad() } else { theme.strong() };
         let cpu = worker.cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string());
-        let silent = if worker.is_silent { "no answer " } else { "" };
-        let busy = format!("{silent}{:>5.1}%", 100.0 * worker.busy);
+        let busy = match worker.busy {
+            Some(busy) => Cell::bar(busy, format!("{:>5.1}%", 100.0 * busy), theme.bar(busy)),
+            None => Cell::number(-1.0, "silent".to_owned(), theme.bad()),
+        };
+        let packets = worker.packets;
+        let unknown = || Cell::number(-1.0, "-".to_owned(), theme.faint());
+        let known = |value: Option<f64>, cell: fn(f64, Theme) -> Cell| {
+            value.map_or_else(unknown, |value| cell(value, theme))
+        };
         vec![
             Cell { content: super::table::Content::Text(name), ..number(worker.worker, style) },
             Cell::number(worker.cpu.map_or(-1.0, f64::from), cpu, Style::new()),
-            Cell::bar(worker.busy, busy, theme.bar(worker.busy)),
-            rate(worker.received, theme),
-            rate(worker.sent, theme),
-            bad_rate(worker.dropped, theme),
+            busy,
+            known(packets.map(|it| it.received), rate),
+            known(packets.map(|it| it.sent), rate),
+            known(packets.map(|it| it.dropped), bad_rate),
         ]
     });
     Table {

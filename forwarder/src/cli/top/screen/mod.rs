@@ -7,8 +7,9 @@
 //! - [`draw`]: the whole screen;
 //! - [`theme`]: colours and characters.
 //!
-//! The terminal is restored in every case but SIGKILL: when this ends with or without an error, after a panic, and
-//! after SIGTERM, SIGINT and SIGHUP, which are read from a descriptor.
+//! The terminal is restored when this ends with or without an error, after a panic, and before SIGTERM, SIGINT, SIGHUP,
+//! SIGQUIT (which end it) or SIGTSTP (which stops it) take effect: they are read from a descriptor. After SIGKILL and
+//! other signals that end a process, and while it is stopped by SIGSTOP, it is not; `reset` restores it then.
 
 mod draw;
 mod lists;
@@ -17,15 +18,21 @@ mod state;
 mod table;
 mod theme;
 
+use std::io;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use nix::sys::signal::{Signal, raise};
-use ratatui::DefaultTerminal;
+use ratatui::backend::CrosstermBackend;
+use ratatui::crossterm::cursor::Show;
 use ratatui::crossterm::event::{self, Event};
+use ratatui::crossterm::execute;
+use ratatui::crossterm::terminal::{
+    EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+};
+use ratatui::{DefaultTerminal, Terminal};
 
 use self::model::Model;
 use self::state::{Effect, List, State};
@@ -33,7 +40,7 @@ use self::theme::Theme;
 use super::sample::{Feed, FlowWish, News, Sampler, Wish};
 use crate::cli::Usage;
 use crate::control::api::flows::RateKey;
-use crate::control::process::signals::Signals;
+use crate::control::process::signals::{self, TerminalSignal, TerminalSignals};
 
 /// Flows that are asked for: more than fit on a screen.
 const FLOWS: u32 = 200;
@@ -49,10 +56,9 @@ const LOST_INTERVAL: Duration = Duration::from_secs(1);
 enum Message {
     News(News),
     Terminal(Event),
-    /// A signal ends the program.
-    End,
+    Signal(TerminalSignal),
     /// The terminal cannot be read any more.
-    Failed(std::io::Error),
+    Failed(io::Error),
 }
 
 impl From<News> for Message {
@@ -66,22 +72,52 @@ struct Screen(DefaultTerminal);
 
 impl Screen {
     fn open() -> Result<Screen> {
-        let terminal = ratatui::try_init().inspect_err(|_| ratatui::restore());
-        let terminal = terminal.context("the terminal cannot be set up; try --batch")?;
-        // ratatui has set a hook that restores the terminal. The program ends then, in whichever thread it was.
+        let terminal = set_up().context("the terminal cannot be set up; try --batch")?;
+        let screen = Screen(terminal);
+        // The program ends after a panic, in whichever thread it was.
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
+            let _ = restore();
             hook(panic);
             std::process::exit(PANIC_STATUS);
         }));
-        Ok(Screen(terminal))
+        Ok(screen)
+    }
+
+    /// Stops the program, as ^Z does where the terminal handles it, and goes on when it is continued.
+    fn suspend(&mut self) -> Result<()> {
+        restore().context("cannot restore the terminal")?;
+        signals::stop()?;
+        // Without `ratatui::try_init`, each call of which sets one more hook for panics.
+        self.0 = set_up().context("the terminal cannot be set up again")?;
+        Ok(())
     }
 }
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        ratatui::restore();
+        // Nobody can be told.
+        let _ = restore();
     }
+}
+
+/// Takes the terminal: no echo, every key at once, and a screen of its own. If that fails, it is as before.
+fn set_up() -> io::Result<DefaultTerminal> {
+    let take = || {
+        enable_raw_mode()?;
+        execute!(io::stdout(), EnterAlternateScreen)?;
+        Terminal::new(CrosstermBackend::new(io::stdout()))
+    };
+    take().inspect_err(|_| {
+        let _ = restore();
+    })
+}
+
+/// Gives the terminal back as it was, with its cursor.
+fn restore() -> io::Result<()> {
+    let modes = disable_raw_mode();
+    execute!(io::stdout(), LeaveAlternateScreen, Show)?;
+    modes
 }
 
 /// Shows the router until a key or signal ends it, or so many measurements have been shown.
@@ -98,7 +134,7 @@ pub fn run(control: &Path, interval_ms: u32, count: Option<u64>) -> Result<()> {
     // Errors of the first question are printed as those of other commands.
     let first = Sampler::connect(control)?.sample()?;
     // Before threads are started, which inherit that the signals are blocked.
-    let signals = Signals::take()?;
+    let signals = TerminalSignals::take()?;
     let (to, messages) = bounded(MESSAGES_MAX);
     let feed = Feed::start(control, &to)?;
     let mut model = Model::default();
@@ -112,8 +148,8 @@ pub fn run(control: &Path, interval_ms: u32, count: Option<u64>) -> Result<()> {
 }
 
 /// The threads that wait for keys and signals. They end with the program: neither can be woken.
-fn start_readers(signals: Signals, to: &Sender<Message>) -> Result<()> {
-    let (keys, end) = (to.clone(), to.clone());
+fn start_readers(signals: TerminalSignals, to: &Sender<Message>) -> Result<()> {
+    let (keys, to) = (to.clone(), to.clone());
     thread::Builder::new().name("top-keys".into()).spawn(move || {
         loop {
             let message = event::read().map_or_else(Message::Failed, Message::Terminal);
@@ -123,10 +159,9 @@ fn start_readers(signals: Signals, to: &Sender<Message>) -> Result<()> {
             }
         }
     })?;
-    thread::Builder::new().name("top-signals".into()).spawn(move || {
-        while !signals.wait(Duration::from_secs(3600)) {}
-        let _ = end.send(Message::End);
-    })?;
+    thread::Builder::new()
+        .name("top-signals".into())
+        .spawn(move || while to.send(Message::Signal(signals.wait())).is_ok() {})?;
     Ok(())
 }
 
@@ -174,11 +209,12 @@ impl Top {
                 Effect::None => {}
                 Effect::Quit => return Ok(false),
                 Effect::Redraw => screen.0.clear().context("cannot draw on the terminal")?,
-                Effect::Suspend => suspend(screen)?,
+                Effect::Suspend => screen.suspend()?,
             },
             // The next drawing asks for the size.
             Message::Terminal(_) => {}
-            Message::End => return Ok(false),
+            Message::Signal(TerminalSignal::End) => return Ok(false),
+            Message::Signal(TerminalSignal::Stop) => screen.suspend()?,
             Message::Failed(error) => {
                 return Err(error).context("cannot read the terminal");
             }
@@ -208,12 +244,4 @@ impl Top {
             flows: (is_shown && !state.is_paused).then_some(flows),
         });
     }
-}
-
-/// Stops the program, as ^Z does where the terminal handles it, and goes on when it is continued.
-fn suspend(screen: &mut Screen) -> Result<()> {
-    ratatui::try_restore().context("cannot restore the terminal")?;
-    raise(Signal::SIGTSTP).context("cannot stop")?;
-    screen.0 = ratatui::try_init().context("the terminal cannot be set up again")?;
-    Ok(())
 }
