@@ -65,7 +65,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) punt: Arc<PuntDevice>,
     /// Whether a worker gives heartbeats.
     pub(super) is_alive: &'a dyn Fn(usize) -> bool,
-    /// Who is told of what happens.
+    /// Takes events, for the log and for subscribers.
     pub(super) events: &'a Events,
 }
 
