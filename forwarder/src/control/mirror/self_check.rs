@@ -184,17 +184,19 @@ impl Mirror {
         let Some(answer) = self.self_check.answer() else { return Ok(changes) };
         self.self_check.asked = None;
         self.self_check.due = now + INTERVAL;
-        match (answer.dumped, asked.task) {
-            (Some(Dumped::Recording(recording)), Task::Record(part)) => {
-                self.self_check.due = now + INTERVAL.max(answer.took * REST);
-                self.replay(recording, part, asked, now, changes)
-            }
-            (dumped, Task::Sum(family)) => {
+        match asked.task {
+            Task::Record(_) => self.self_check.due = now + INTERVAL.max(answer.took * REST),
+            Task::Sum(family) => {
                 let in_a_row = self.self_check.in_a_row[family as usize].min(IN_A_ROW_MAX);
                 self.self_check.large_due = now + answer.took * (REST << in_a_row);
-                if let Some(Dumped::Sums(dumped)) = dumped {
-                    self.suspect(Suspects { family, dumped, changes: asked.changes }, now);
-                }
+            }
+        }
+        match (answer.dumped, asked.task) {
+            (Some(Dumped::Recording(recording)), Task::Record(part)) => {
+                self.replay(recording, part, asked, now, changes)
+            }
+            (Some(Dumped::Sums(dumped)), Task::Sum(family)) => {
+                self.suspect(Suspects { family, dumped, changes: asked.changes }, now);
                 Ok(changes)
             }
             _ => Ok(changes),
@@ -241,16 +243,15 @@ impl Mirror {
         }
         let is_small = objects(&self.follower) <= OBJECTS_MAX;
         let may_sum = !is_small && now >= self.self_check.large_due;
-        let state = &self.follower.state;
-        let (task, changes) = match part {
-            part if is_small => (Task::Record(part), 0),
-            Parts { routes4: true, .. } if may_sum => {
-                (Task::Sum(Family::V4), state.routes4.fingerprints().changes())
-            }
-            Parts { routes6: true, .. } if may_sum => {
-                (Task::Sum(Family::V6), state.routes6.fingerprints().changes())
-            }
+        let task = match part {
+            part if is_small => Task::Record(part),
+            Parts { routes4: true, .. } if may_sum => Task::Sum(Family::V4),
+            Parts { routes6: true, .. } if may_sum => Task::Sum(Family::V6),
             _ => return,
+        };
+        let changes = match task {
+            Task::Record(_) => 0,
+            Task::Sum(family) => self.follower.state.fingerprints(family).changes(),
         };
         if self.self_check.ask(task) {
             let events = self.follower.counters.events;
@@ -268,11 +269,8 @@ impl Mirror {
 
     /// The number of buckets that differ.
     fn differences(&self, suspects: &Suspects) -> usize {
-        let (dumped, changes) = (&suspects.dumped, suspects.changes);
-        match suspects.family {
-            Family::V4 => self.follower.state.routes4.fingerprints().differences(dumped, changes),
-            Family::V6 => self.follower.state.routes6.fingerprints().differences(dumped, changes),
-        }
+        let fingerprints = self.follower.state.fingerprints(suspects.family);
+        fingerprints.differences(&suspects.dumped, suspects.changes)
     }
 
     /// Notes the fingerprints of a dump if some differ.

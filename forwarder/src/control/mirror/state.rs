@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::rib::Rib;
+use super::rib::{Fingerprints, Rib};
 pub use crate::control::netlink::rtnl::ARPHRD_ETHER;
 use crate::tables::Sysctls;
 
@@ -419,6 +419,14 @@ pub struct RouterState {
 }
 
 impl RouterState {
+    /// Those of the routes of a family.
+    pub fn fingerprints(&self, family: Family) -> &Fingerprints {
+        match family {
+            Family::V4 => self.routes4.fingerprints(),
+            Family::V6 => self.routes6.fingerprints(),
+        }
+    }
+
     /// Adds or replaces an address at the kernel's position (`__inet_insert_ifa`). Returns whether
     /// the state changed.
     pub fn add_addr(&mut self, addr: AddrState) -> bool {

@@ -12,10 +12,10 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 pub use self::addr::RibAddr;
-pub use self::fingerprint::{Summing, Sums};
+pub use self::fingerprint::{Fingerprints, Summing, Sums};
 pub use crate::tables::RT_SCOPE_HOST;
 
-use self::fingerprint::{Fingerprints, Print};
+use self::fingerprint::Print;
 use self::insert::{insert4, insert6, remove_nexthops};
 
 /// NLM_F_REPLACE.
