@@ -3,13 +3,12 @@
 use std::fs;
 use std::io;
 
-use libbpf_rs::query::ProgInfoIter;
-
 use super::Finding;
 use crate::control::firewall;
 use crate::control::netdev::nic::{
     self, Nic, Stripping, XDP_BASIC, XDP_MULTI_BUFFER, XDP_NDO_XMIT, XDP_ZEROCOPY,
 };
+use crate::control::steering::program_name;
 use crate::io::af_xdp::driver_name;
 use crate::skb::{JUMBO_MTU, MTU_FRAME};
 
@@ -129,12 +128,6 @@ fn xdp_program(nic: &Nic, served: bool) -> Finding {
         nic.name
     );
     Finding::fail("xdp", format!("{shown} is attached"), advice)
-}
-
-/// `None` when it is gone or cannot be read.
-fn program_name(id: u32) -> Option<String> {
-    let program = ProgInfoIter::default().find(|program| program.id == id)?;
-    Some(program.name.to_string_lossy().into_owned())
 }
 
 fn mtu(nic: &Nic) -> Finding {

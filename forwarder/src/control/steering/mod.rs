@@ -36,7 +36,7 @@ pub use self::offload::{
     Action, EntryView, Hop, NextHops, NotEntered, OffloadTable, OffloadedEntries, hashed,
 };
 use self::port::PortId;
-pub use self::port::{AttachMode, PortProgram, QueueCounts, Witness, XdpMode};
+pub use self::port::{AttachMode, PortProgram, QueueCounts, Witness, XdpMode, program_name};
 pub use self::redirects::RedirectFailures;
 use self::sa_gate::SaGate;
 use crate::io::af_xdp::HeartbeatPage;

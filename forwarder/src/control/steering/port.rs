@@ -402,7 +402,7 @@ impl Target<'_> {
 }
 
 /// The name of a loaded program; `None` if it is gone, or CAP_SYS_ADMIN is missing, as after the start.
-fn program_name(id: u32) -> Option<String> {
+pub fn program_name(id: u32) -> Option<String> {
     let program = ProgInfoIter::default().find(|program| program.id == id)?;
     Some(program.name.to_string_lossy().into_owned())
 }

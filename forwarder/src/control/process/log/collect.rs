@@ -28,13 +28,7 @@ pub fn set_level(level: LogLevel) {
 }
 
 fn is_wanted(level: Level) -> bool {
-    let number = match level {
-        Level::ERROR => LogLevel::Error,
-        Level::WARN => LogLevel::Warn,
-        Level::INFO => LogLevel::Info,
-        _ => LogLevel::Debug,
-    };
-    number as u8 <= LEVEL.load(Relaxed)
+    LogLevel::from(level) as u8 <= LEVEL.load(Relaxed)
 }
 
 /// The collector of the process.

@@ -9,10 +9,9 @@ use std::os::unix::net::UnixDatagram;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use tracing::Level;
 
-use super::LogFormat;
 use super::record::Record;
+use super::{LogFormat, LogLevel};
 use crate::control::process::terminal::printable;
 
 /// The device and inode of the journal's stream, if standard error is one (systemd.exec(5)).
@@ -58,20 +57,18 @@ impl Sink {
         match self {
             Sink::Text(out) => out.write_all(&text(record)),
             Sink::Json(out) => out.write_all(format!("{}\n", to_json(record)).as_bytes()),
-            Sink::Journal(socket, stderr) => match socket.send(&entry(record)) {
-                Ok(_) => Ok(()),
+            Sink::Journal(socket, stderr) => {
+                let entry = entry(record);
                 // It was restarted, or does not take entries of this length.
-                Err(_) => match journal(JOURNAL_SOCKET).and_then(|new| {
-                    new.send(&entry(record))?;
-                    Ok(new)
-                }) {
-                    Ok(new) => {
-                        *socket = new;
-                        Ok(())
-                    }
+                let sent = socket.send(&entry).or_else(|_| {
+                    *socket = journal(JOURNAL_SOCKET)?;
+                    socket.send(&entry)
+                });
+                match sent {
+                    Ok(_) => Ok(()),
                     Err(_) => stderr.write_all(&text(record)),
-                },
-            },
+                }
+            }
         }
     }
 }
@@ -91,22 +88,13 @@ fn text(record: &Record) -> Vec<u8> {
     printable(&format!("ferroute: {}\n", record.message)).into_owned().into_bytes()
 }
 
-fn level(level: Level) -> &'static str {
-    match level {
-        Level::ERROR => "error",
-        Level::WARN => "warn",
-        Level::INFO => "info",
-        _ => "debug",
-    }
-}
-
 fn to_json(record: &Record) -> Value {
     let time = Timestamp::try_from(record.time).map(|time| time.to_string()).unwrap_or_default();
     let fields: Map<String, Value> =
         record.fields.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
     json!({
         "time": time,
-        "level": level(record.level),
+        "level": LogLevel::from(record.level),
         "target": record.target,
         "message": record.message,
         "fields": fields,
@@ -116,11 +104,11 @@ fn to_json(record: &Record) -> Value {
 /// An entry of the journal: names in upper case, own ones with the prefix FERROUTE_.
 fn entry(record: &Record) -> Vec<u8> {
     // Those of syslog(3).
-    let priority = match record.level {
-        Level::ERROR => "3",
-        Level::WARN => "4",
-        Level::INFO => "6",
-        _ => "7",
+    let priority = match LogLevel::from(record.level) {
+        LogLevel::Error => "3",
+        LogLevel::Warn => "4",
+        LogLevel::Info => "6",
+        LogLevel::Debug => "7",
     };
     let mut entry = Vec::new();
     let mut add = |name: &str, value: &str| {
@@ -150,6 +138,8 @@ fn entry(record: &Record) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use tracing::Level;
+
     use super::*;
 
     fn record() -> Record {
