@@ -34,6 +34,7 @@ const EXAMPLE: &str = r#"Example of a FILE:
   worker_timeout_ms = 250
   control_timeout_ms = 1000
   ignore_firewall = false
+  no_sandbox = false
   metrics = "127.0.0.1:9112" # or "unix:PATH"; without it there is none
   log_level = "info"         # error, warn, debug
   log_format = "auto"        # text, json
@@ -150,6 +151,10 @@ pub struct RunArgs {
     /// Start even if a firewall would be bypassed; IPsec policies are ignored, too.
     #[arg(long)]
     ignore_firewall: bool,
+    /// Neither filter the system calls of the process by seccomp nor protect files from it by Landlock, for debuggers
+    /// and hook functions that need more.
+    #[arg(long)]
+    no_sandbox: bool,
     /// Serve metrics (OpenMetrics, for Prometheus) and a page with live figures over HTTP, at ADDR:PORT or at a unix
     /// socket, unix:PATH. Each client that can connect can read them [default without an address: 127.0.0.1:9112].
     #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = METRICS_DEFAULT)]
@@ -208,6 +213,7 @@ impl RunArgs {
             control_timeout_ms: self.control_timeout,
             account: self.account,
             ignore_firewall: self.ignore_firewall,
+            no_sandbox: self.no_sandbox,
             metrics: self.metrics.clone(),
             log_level: self.log_level,
             log_format: self.log_format,

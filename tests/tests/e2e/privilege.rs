@@ -100,8 +100,12 @@ fn sets(pid: u32, kind: &str) -> Result<Vec<(String, u64)>> {
     Ok(found)
 }
 
-/// Fails unless every thread has dropped all capabilities except its own.
+/// Fails unless every thread has dropped all capabilities except its own, and its system calls are filtered.
 fn confined(pid: u32) -> Result<()> {
+    // SECCOMP_MODE_FILTER
+    for (name, mode) in sets(pid, "Seccomp")? {
+        ensure!(mode == 2, "{name} may make all system calls");
+    }
     let all = BITS.iter().fold(0, |sum, bit| sum | bit);
     let [net_admin, net_raw, _, _, ipc_lock] = BITS;
     for kind in ["CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"] {

@@ -34,6 +34,7 @@ impl RunOptions {
             "control_timeout_ms" => Some(json!(self.timeouts.control.as_millis() as u64)),
             "account" => Some(json!(self.account)),
             "ignore_firewall" => Some(json!(self.ignore_firewall)),
+            "no_sandbox" => Some(json!(self.no_sandbox)),
             "metrics" => self.metrics.as_ref().map(|addr| json!(addr.to_string())),
             "log_level" => word(self.log_level),
             "log_format" => word(self.log_format),
@@ -93,7 +94,7 @@ mod tests {
         let all = "[run]\ninterfaces = [\"a\", \"b*\"]\nmax_ports = 9\nmode = \"copy\"\npoll = \"busy\"\n\
                    busy_budget = 8\ncpus = [3, 0, 1]\nqueues = 2\npin_irqs = true\nrx_ring = 512\ntx_ring = 256\n\
                    latency_sample = 7\noffload = \"on\"\noffload_threshold = 5\noffload_flows = 4096\n\
-                   worker_timeout_ms = 300\ncontrol_timeout_ms = 3000\naccount = true\nignore_firewall = true\n\
+                   worker_timeout_ms = 300\ncontrol_timeout_ms = 3000\naccount = true\nignore_firewall = true\nno_sandbox = true\n\
                    metrics = \"[::1]:9112\"\nlog_level = \"debug\"\nlog_format = \"json\"\nruntime_dir = \"/a \\\"b\\\"\"\ncontrol = \"/c\"\n";
         for text in [all, "[run]\ninterfaces = [\"a\"]\nruntime_dir = \"/r\"\n"] {
             let options = options(text);

@@ -70,7 +70,7 @@ const fn key(
 }
 
 /// All keys, in the order of the documentation.
-pub const KEYS: [Key; 24] = [
+pub const KEYS: [Key; 25] = [
     key(
         "interfaces",
         Kind::Interfaces,
@@ -225,6 +225,14 @@ pub const KEYS: [Key; 24] = [
         "true",
         Effect::Restart,
         "Start even if a firewall would be bypassed; IPsec policies are ignored, too.",
+    ),
+    key(
+        "no_sandbox",
+        Kind::Flag,
+        Some("false"),
+        "true",
+        Effect::Restart,
+        "Neither filter the system calls of the process by seccomp nor protect files from it by Landlock.",
     ),
     key(
         "metrics",

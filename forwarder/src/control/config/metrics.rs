@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::Deserialize;
@@ -30,6 +30,14 @@ impl MetricsAddr {
         match self {
             MetricsAddr::Tcp(addr) => addr.ip().to_canonical().is_loopback(),
             MetricsAddr::Unix(_) => true,
+        }
+    }
+
+    /// The path of a unix socket.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            MetricsAddr::Tcp(_) => None,
+            MetricsAddr::Unix(path) => Some(path),
         }
     }
 }

@@ -20,6 +20,7 @@
 //! worker_timeout_ms = 250    # after which a silent worker's queues are left to the kernel
 //! control_timeout_ms = 1000  # after which everything is left to the kernel
 //! ignore_firewall = false
+//! no_sandbox = false
 //! metrics = "127.0.0.1:9112" # or "unix:PATH"; without it there is no metrics server
 //! log_level = "info"         # error, warn, debug
 //! log_format = "auto"        # text, json
@@ -135,6 +136,8 @@ pub struct RunOptions {
     pub timeouts: Timeouts,
     /// Start even if a firewall would be bypassed.
     pub ignore_firewall: bool,
+    /// Do without seccomp and Landlock.
+    pub no_sandbox: bool,
     /// Where metrics are served; `None`: nowhere.
     pub metrics: Option<MetricsAddr>,
     /// Which messages are written.
@@ -192,6 +195,8 @@ pub struct RunFlags {
     pub account: bool,
     /// `--ignore-firewall`; a flag cannot disable it.
     pub ignore_firewall: bool,
+    /// `--no-sandbox`; a flag cannot disable it.
+    pub no_sandbox: bool,
     /// `--metrics`.
     pub metrics: Option<MetricsAddr>,
     /// `--log-level`.
@@ -276,6 +281,7 @@ impl RunOptions {
             account: flags.account || file.account.unwrap_or(false),
             timeouts,
             ignore_firewall: flags.ignore_firewall || file.ignore_firewall.unwrap_or(false),
+            no_sandbox: flags.no_sandbox || file.no_sandbox.unwrap_or(false),
             metrics: flags.metrics.or(file.metrics),
             log_level: flags.log_level.or(file.log_level).unwrap_or_default(),
             log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
@@ -329,6 +335,8 @@ pub struct RunSection {
     pub account: Option<bool>,
     /// Start even if a firewall would be bypassed.
     pub ignore_firewall: Option<bool>,
+    /// Do without seccomp and Landlock.
+    pub no_sandbox: Option<bool>,
     /// Where metrics are served.
     pub metrics: Option<MetricsAddr>,
     /// Which messages are written.
@@ -482,7 +490,7 @@ mod tests {
             "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `max_ports`, `mode`, `driver`, `poll`, \
              `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `offload`, \
              `offload_threshold`, `offload_flows`, `worker_timeout_ms`, `control_timeout_ms`, `account`, \
-             `ignore_firewall`, `metrics`, `log_level`, `log_format`, `runtime_dir`, `control`; did you mean `queues`?"
+             `ignore_firewall`, `no_sandbox`, `metrics`, `log_level`, `log_format`, `runtime_dir`, `control`; did you mean `queues`?"
         );
         assert_eq!(
             error("[walk]\n"),

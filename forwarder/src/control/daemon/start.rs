@@ -1,6 +1,7 @@
 //! Prepares the process: its directory and socket, settings left by an earlier run; then drops the
 //! privileges that are no longer needed and starts the [`Supervisor`].
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -10,10 +11,11 @@ use super::Supervisor;
 use super::metrics::Sockets;
 use crate::control::api::listen::listen;
 use crate::control::config::RunOptions;
+use crate::control::config::metrics::MetricsAddr;
 use crate::control::metrics::MetricsSocket;
 use crate::control::netdev::{irq, poll};
 use crate::control::process::signals::{Signals, StartGuard};
-use crate::control::process::{privilege, runtime_dir};
+use crate::control::process::{privilege, runtime_dir, sandbox};
 use crate::netfilter::NfHookOps;
 
 /// Starts the daemon.
@@ -38,7 +40,36 @@ pub(super) fn start(
         log_leftovers(irq::restore_leftovers(&directory.path), "of interrupts");
     }
     privilege::confine(options.changes_interrupts())?;
+    if !options.no_sandbox {
+        enter_sandbox(&options);
+    }
     Supervisor::start(options, chosen, signals, sockets, hooks)
+}
+
+/// Restricts what the process may ask of the kernel. What the kernel does not have is told, and no error: it is a second line
+/// of defence.
+fn enter_sandbox(options: &RunOptions) {
+    let may_mount = privilege::may_mount();
+    // Landlock forbids mounting.
+    if !may_mount {
+        let metrics = options.metrics.as_ref().and_then(MetricsAddr::path);
+        let sockets = [Some(options.control.as_path()), metrics].into_iter().flatten();
+        let mut directories: Vec<PathBuf> = sockets.map(directory_of).collect();
+        directories.extend(options.runtime_dir.iter().map(|directory| directory.path.clone()));
+        if let Err(error) = sandbox::restrict_files(&directories) {
+            info!("files are not protected by Landlock: {error:#}");
+        }
+    }
+    if let Err(error) = sandbox::filter_system_calls(may_mount) {
+        info!("system calls are not filtered: {error:#}");
+    }
+}
+
+fn directory_of(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory.to_owned(),
+        _ => PathBuf::from("."),
+    }
 }
 
 /// Creates and checks the runtime directory. An unusable directory is an error if the user named it or the

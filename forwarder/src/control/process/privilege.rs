@@ -160,6 +160,11 @@ pub fn confine(interrupts: bool) -> Result<()> {
     keep(&kept(interrupts)).context("cannot drop capabilities")
 }
 
+/// Whether this thread may mount file systems, of which only those that change interrupts have need.
+pub fn may_mount() -> bool {
+    has(CapSet::Permitted, Capability::CAP_SYS_ADMIN)
+}
+
 /// Leaves a worker the capabilities to open sockets. `busy`: it busy-polls queues through its
 /// sockets; SO_PREFER_BUSY_POLL requires CAP_NET_ADMIN.
 ///
