@@ -43,7 +43,7 @@ const CONTROL_LAYERS: [&[&str]; 8] = [
 
 /// The layers of the files of `pipeline`; its `mod.rs` uses them all.
 const STAGES: [&[&str]; 16] = [
-    &["exit", "headers", "mode", "ratelimit", "route_ahead", "encap"],
+    &["exit", "headers", "mode", "packet_mibs", "ratelimit", "route_ahead", "encap"],
     &["nf_hook", "original", "secpath", "xfrm_ahead", "csum_partial", "dst", "vlan", "ip_input"],
     &["post_routing", "route_hint", "inet_addr", "eth_input", "way"],
     &["hold_queue", "frag_queue", "burst_routes", "ip_options", "flow_cache", "offload"],

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use super::conntrack::{Ct, FlowsAhead, NatTarget};
+use smallvec::SmallVec;
+
+use super::conntrack::{Ct, FlowsAhead, FoundFlow, NatTarget};
 use super::decision::{Decisions, Learnt};
 use super::hook::{Hooks, StateSlot};
 use super::ingress::RememberedChains;
@@ -24,6 +26,8 @@ pub struct HookStates {
     pub(super) journal: Journal,
     /// The connection of the current packet.
     pub(super) ct: Ct,
+    /// The flows that it and the packets around it belong to, with their octets from the IP header on.
+    pub(super) carried: SmallVec<[(FoundFlow, u64); 3]>,
     /// What NAT makes of it.
     pub(super) target: Option<NatTarget>,
     /// Its connection was [`Ct::Invalid`] at PRE_ROUTING.
@@ -163,23 +167,30 @@ impl HookStates {
         self.is_invalid
     }
 
-    /// Whether the current packet has passed counters, or was marked.
+    /// Whether the current packet has passed counters, is of a carried flow, or was marked.
     #[inline]
     pub fn has_effects(&self) -> bool {
-        self.is_marked || !self.journal.is_empty()
+        self.is_marked || !self.journal.is_empty() || !self.carried.is_empty()
     }
 
-    /// The packet is not handed to the kernel: what its rules count takes effect.
+    /// The packet is not handed to the kernel: what its rules and its flow count takes effect.
     #[inline]
-    pub fn commit(&mut self, hooks: &Hooks) {
+    pub fn commit(&mut self, hooks: &Hooks, now_ns: u64) {
+        let now_ns = self.monotonic_ns(now_ns);
+        for (of, octets) in self.carried.drain(..) {
+            if let Some(found) = hooks.flows().and_then(|flows| flows.again(of)) {
+                found.seen(octets, now_ns);
+            }
+        }
         if let Some(nft) = &hooks.nft {
             nft.commit(&mut self.journal, self.worker);
         }
     }
 
-    /// A packet begins, or was handed to the kernel, whose rules count it.
+    /// A packet begins, or was handed to the kernel, whose rules and connections count it.
     #[inline]
     pub fn rollback(&mut self) {
+        self.carried.clear();
         self.journal.clear();
     }
 }

@@ -29,6 +29,9 @@ impl Hooks {
         let verdict = match tracked {
             Some(tracked) => {
                 (own.ct, own.target) = (tracked.ct, tracked.target);
+                if matches!(tracked.ct, Ct::Established(_)) {
+                    own.carried.push((tracked.of, skb.network_len() as u64));
+                }
                 // Also of a packet that has been protected since.
                 own.is_invalid |= own.ct == Ct::Invalid;
                 let is_left = own.target.is_some() && !self.translates(at.pf);

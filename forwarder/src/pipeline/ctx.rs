@@ -13,6 +13,7 @@ use super::frag_queue::{FragQueues, HELD_MAX};
 use super::hold_queue::HoldQueue;
 use super::nf_hook::HookEnv;
 use super::offload::{MeterReader, OFFERS, Offer, Offload, OffloadPorts};
+use super::packet_mibs::PacketMibs;
 use super::post_routing::RoutedBurst;
 use super::ratelimit::IcmpLimiter;
 use super::secpath::Kept;
@@ -20,7 +21,7 @@ use super::xfrm_ahead::SasAhead;
 use crate::capture::Tap;
 use crate::netfilter::{HookStates, Hooks};
 use crate::skb::{Burst, FramePool, SkBuff, burst::BURST};
-use crate::stats::{DropReason, PuntReason, WorkerStats};
+use crate::stats::{DropReason, Mib, PuntReason, WorkerStats};
 use crate::tables::{Epochs, Tables};
 use crate::trace::{FinalDisposition, Traces};
 
@@ -59,6 +60,8 @@ pub struct Ctx<'a> {
 pub struct PipelineState {
     /// Rate limits of ICMP errors.
     pub(super) limiter: IcmpLimiter,
+    /// The MIB counters of the current packet.
+    pub(super) mibs: PacketMibs,
     /// Packets that wait for a neighbour's address.
     pub(super) hold: HoldQueue,
     /// What hook functions keep.
@@ -90,6 +93,7 @@ impl PipelineState {
     pub fn new(seed: u64, workers: usize) -> PipelineState {
         PipelineState {
             limiter: IcmpLimiter::new(seed, workers),
+            mibs: PacketMibs::default(),
             hold: HoldQueue::new(),
             hooks: HookStates::new(0),
             flow_cache: FlowCache::new(seed),
@@ -231,6 +235,12 @@ impl Ctx<'_> {
     pub(super) fn drop_output(&mut self, skb: SkBuff, reason: DropReason) {
         self.out.trace.note(FinalDisposition::Dropped(reason));
         self.drop_skb(skb, reason);
+    }
+
+    /// The current packet counts there, unless it is handed to the kernel.
+    #[inline(always)]
+    pub(super) fn mib(&self, name: Mib) {
+        self.state.mibs.count(name);
     }
 
     /// Seconds of UTC since 1970, which the limits of SAs are in.

@@ -40,6 +40,15 @@ pub(super) fn icmp_send(
     error: &IcmpError,
     ctx: &mut Ctx<'_>,
 ) -> Result<(), PuntReason> {
+    let sent = try_send(skb, error, ctx);
+    match sent {
+        Ok(()) => ctx.state.limiter.settle(),
+        Err(_) => ctx.state.limiter.give_back(),
+    }
+    sent
+}
+
+fn try_send(skb: &SkBuff, error: &IcmpError, ctx: &mut Ctx<'_>) -> Result<(), PuntReason> {
     let iph = Iphdr::of(skb);
     let Some(dev) = ctx.tables.links.ifindex(skb.iif) else { return Ok(()) };
     if skb.mark != 0 && ctx.tables.sysctl.fwmark_reflect[0] {

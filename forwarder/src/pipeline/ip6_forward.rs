@@ -41,7 +41,7 @@ pub(super) fn ip6_forward_checks(
     }
     // RFC 8200 §3.
     if hdr.hop_limit <= 1 {
-        ctx.stats.mib(Mib::Ip6InHdrErrors);
+        ctx.mib(Mib::Ip6InHdrErrors);
         let (exceeded, code) = (Icmpv6Type::TIME_EXCEED.0, exceeded::EXC_HOPLIMIT);
         return Err(Exit::Icmp(IcmpError::new(exceeded, code, DropReason::TtlExceeded)));
     }
@@ -54,13 +54,13 @@ pub(super) fn ip6_forward_checks(
     } else {
         source_scope(hdr, ctx)?;
     }
-    ctx.stats.mib(Mib::Ip6OutForwDatagrams);
+    ctx.mib(Mib::Ip6OutForwDatagrams);
     // The route's own MTU is checked on output, as in the kernel.
     let mtu = mtu_of_dev(dst.dev);
     if hdr.len > mtu as usize {
         // RFC 8201 §4: routers do not fragment.
-        ctx.stats.mib(Mib::Ip6InTooBigErrors);
-        ctx.stats.mib(Mib::Ip6FragFails);
+        ctx.mib(Mib::Ip6InTooBigErrors);
+        ctx.mib(Mib::Ip6FragFails);
         let (too_big, reason) = (Icmpv6Type::PKT_TOOBIG.0, DropReason::PktTooBig);
         return Err(Exit::Icmp(IcmpError::with_info(too_big, 0, mtu, reason)));
     }
@@ -72,7 +72,7 @@ pub(super) fn ip6_forward_checks(
 #[cold]
 fn not_plainly(hdr: &Ipv6hdr, dev: &Link, ctx: &Ctx<'_>) -> Result<(), Exit> {
     if dev.forwarding6 == Forwarding6::Off {
-        ctx.stats.mib(Mib::Ip6InAddrErrors);
+        ctx.mib(Mib::Ip6InAddrErrors);
         return Err(Exit::Drop(DropReason::ForwardingOff));
     }
     if hdr.next_header == Protocol::ICMPV6 || is_ext_header(hdr.next_header) {
@@ -89,11 +89,11 @@ fn source_scope(hdr: &Ipv6hdr, ctx: &Ctx<'_>) -> Result<(), Exit> {
         || ipv6_addr_loopback(hdr.saddr)
         || ipv6_addr_is_multicast(hdr.saddr)
     {
-        ctx.stats.mib(Mib::Ip6InAddrErrors);
+        ctx.mib(Mib::Ip6InAddrErrors);
         return Err(Exit::Drop(DropReason::IpInvalidSource));
     }
     if ipv6_addr_is_linklocal(hdr.saddr) {
-        ctx.stats.mib(Mib::Ip6InAddrErrors);
+        ctx.mib(Mib::Ip6InAddrErrors);
         let (unreach, code) = (Icmpv6Type::DEST_UNREACH.0, unreach::NOT_NEIGHBOUR);
         return Err(Exit::Icmp(IcmpError::new(unreach, code, DropReason::IpBeyondScope)));
     }

@@ -23,10 +23,9 @@ const CALIPSO: Ipv6OptionKind = Ipv6OptionKind(0x07);
 /// Validates a received packet and returns its header. Trims padding, and checks hop-by-hop options.
 #[inline(always)]
 pub(super) fn ip6_rcv_core(skb: &mut SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Result<Ipv6hdr, Exit> {
-    let stats = ctx.stats;
-    stats.mib(Mib::Ip6InReceives);
+    ctx.mib(Mib::Ip6InReceives);
     if dev.disable_ipv6 {
-        stats.mib(Mib::Ip6InDiscards);
+        ctx.mib(Mib::Ip6InDiscards);
         return Err(Exit::Drop(DropReason::Ipv6Disabled));
     }
     let Some(fixed) = skb.network_chunk::<HEADER_LEN>() else {
@@ -45,7 +44,7 @@ pub(super) fn ip6_rcv_core(skb: &mut SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Resul
     let len = skb.network_len();
     if ipv6.payload_len() != 0 || !hop_by_hop {
         if total_len > len {
-            stats.mib(Mib::Ip6InTruncatedPkts);
+            ctx.mib(Mib::Ip6InTruncatedPkts);
             return Err(Exit::Drop(DropReason::IpTotalLength));
         }
         if total_len < len {
@@ -61,7 +60,7 @@ pub(super) fn ip6_rcv_core(skb: &mut SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Resul
 
 #[cold]
 fn header_error(reason: DropReason, ctx: &Ctx<'_>) -> Result<Ipv6hdr, Exit> {
-    ctx.stats.mib(Mib::Ip6InHdrErrors);
+    ctx.mib(Mib::Ip6InHdrErrors);
     Err(Exit::Drop(reason))
 }
 
@@ -88,7 +87,7 @@ pub(super) fn unusable(saddr: Ipv6Addr, daddr: Ipv6Addr) -> Option<DropReason> {
 fn parse_hopopts(skb: &SkBuff, ctx: &Ctx<'_>) -> Result<(), Exit> {
     let result = parse_tlv(skb.network_header(), &ctx.tables.sysctl);
     if matches!(result, Err(Exit::Drop(_) | Exit::Icmp(_))) {
-        ctx.stats.mib(Mib::Ip6InHdrErrors);
+        ctx.mib(Mib::Ip6InHdrErrors);
     }
     result
 }

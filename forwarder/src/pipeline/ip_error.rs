@@ -39,11 +39,11 @@ pub(super) fn ip_error(skb: &SkBuff, error: RouteError, dev: &Link, ctx: &mut Ct
     };
     if !dev.forwarding4 {
         // A host sends no error, and counts the packet alike whether there is a route or not.
-        ctx.stats.mib(Mib::IpInAddrErrors);
+        ctx.mib(Mib::IpInAddrErrors);
         return Exit::Drop(DropReason::ForwardingOff);
     }
     if matches!(error, RouteError::NetUnreach(_)) {
-        ctx.stats.mib(Mib::IpInNoRoutes);
+        ctx.mib(Mib::IpInNoRoutes);
     }
     if !ctx.state.limiter.error_allow(u128::from(iph.saddr), ctx.now_ns) {
         return Exit::Drop(reason);

@@ -30,7 +30,7 @@ pub(super) fn ip_forward_checks(
     }
     // RFC 1812 §5.3.1.
     if iph.ttl <= 1 {
-        ctx.stats.mib(Mib::IpInHdrErrors);
+        ctx.mib(Mib::IpInHdrErrors);
         let exceeded = (Icmpv4Type::TIME_EXCEEDED.0, exceeded::EXC_TTL);
         return Err(Exit::Icmp(IcmpError::new(exceeded.0, exceeded.1, DropReason::TtlExceeded)));
     }
@@ -39,7 +39,7 @@ pub(super) fn ip_forward_checks(
         // The kernel forwards it and sends the redirect.
         return Err(Exit::Punt(PuntReason::Redirect));
     }
-    ctx.stats.mib(Mib::IpForwDatagrams);
+    ctx.mib(Mib::IpForwDatagrams);
     if u32::from(iph.tot_len) > dst.mtu {
         return exceeds_mtu(skb, dst, ctx);
     }
@@ -52,7 +52,7 @@ fn exceeds_mtu(skb: &SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<(), Exit> {
     let ipv4 = Ipv4Packet::new_unchecked(skb.network_header());
     if ipv4.dont_frag() {
         // RFC 1191 §4.
-        ctx.stats.mib(Mib::IpFragFails);
+        ctx.mib(Mib::IpFragFails);
         let (unreach, code) = (Icmpv4Type::DEST_UNREACH.0, unreach::FRAG_NEEDED);
         let reason = DropReason::PktTooBig;
         return Err(Exit::Icmp(IcmpError::with_info(unreach, code, dst.mtu, reason)));

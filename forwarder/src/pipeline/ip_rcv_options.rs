@@ -16,7 +16,7 @@ pub(super) fn ip_rcv_options(skb: &SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Result<
     let context = options_context(&Iphdr::of(skb), dev, ctx);
     let (options, result) = IpOptions::compile(ipv4.option_octets(), &context);
     if let Err(pointer) = result {
-        ctx.stats.mib(Mib::IpInHdrErrors);
+        ctx.mib(Mib::IpInHdrErrors);
         let info = u32::from(pointer) << 24;
         let problem = Icmpv4Type::PARAMETERPROB.0;
         return Err(Exit::Icmp(IcmpError::with_info(problem, 0, info, DropReason::IpOptions)));

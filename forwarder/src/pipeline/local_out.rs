@@ -56,7 +56,7 @@ pub(super) fn local_out<'a>(
     };
     match &sent {
         Err(Exit::Punt(_)) => ctx.state.hooks.rollback(),
-        _ => ctx.state.hooks.commit(ctx.hooks),
+        _ => ctx.state.hooks.commit(ctx.hooks, ctx.now_ns),
     }
     sent
 }

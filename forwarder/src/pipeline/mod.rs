@@ -69,6 +69,7 @@ mod nf_ingress;
 mod offer;
 mod offload;
 mod original;
+mod packet_mibs;
 mod post_routing;
 mod ratelimit;
 mod route;
@@ -124,6 +125,7 @@ use nf_flow_table::{Offloaded, nf_flow_offload_ip, nf_flow_offload_ipv6};
 use nf_hook::{Devices, HooksRan, nf_hook};
 use nf_ingress::{check_egress, nf_ingress};
 use original::{Original, restore_padding};
+use packet_mibs::Forwarded;
 use post_routing::{PostRouted, post_routing};
 use route::ip_route_input;
 use route6::ip6_route_input;
@@ -174,6 +176,7 @@ fn forward_packets<M: Mode>(burst: &mut Burst, ctx: &mut Ctx<'_>) {
             ctx.state.sas_ahead.begin(packets, inbound_sas);
         }
         let mut dispositions = Dispositions::new();
+        let mut forwarded = Forwarded::default();
         for (n, skb) in packets.iter_mut().enumerate() {
             routes.n = n;
             if M::HOOKED {
@@ -182,11 +185,15 @@ fn forward_packets<M: Mode>(burst: &mut Burst, ctx: &mut Ctx<'_>) {
             let disposition = forward::<M>(skb, &mut routes, &mut dispositions, ctx);
             let disposition =
                 if M::HOOKED { end_whole(skb, disposition, ctx) } else { disposition };
+            if !matches!(disposition, Disposition::Punt(_)) {
+                ctx.state.mibs.commit(ctx.stats, &mut forwarded);
+            }
             if M::TRACED {
                 traced::intend(&disposition, dispositions.pending_port(), ctx);
             }
             dispositions.set(n, disposition);
         }
+        forwarded.commit(ctx.stats);
         dispositions.carry_out(burst, count, ctx);
         ctx.state.hold.reserved = 0;
         if M::TRACED {
@@ -232,6 +239,7 @@ fn forward<'a, M: Mode>(
     ctx: &mut Ctx<'a>,
 ) -> Disposition {
     let defer_output = |output| dispositions.defer_output(output);
+    ctx.state.mibs.begin();
     traced::stage::<M>(Stage::EthInput, ctx);
     let received = receive(skb, ctx);
     if let Ok((_, dev)) = &received {
@@ -308,11 +316,11 @@ fn end_hooks(
 ) -> Disposition {
     let is_invalid = ctx.state.hooks.is_invalid();
     if !matches!(disposition, Disposition::Punt(_)) {
-        ctx.state.hooks.commit(ctx.hooks);
+        ctx.state.hooks.commit(ctx.hooks, ctx.now_ns);
         return disposition;
     }
     if is_invalid {
-        ctx.state.hooks.commit(ctx.hooks);
+        ctx.state.hooks.commit(ctx.hooks, ctx.now_ns);
         return Disposition::Drop(DropReason::NetfilterDrop);
     }
     if matches!(disposition, Disposition::Punt(PuntReason::NetfilterEgress)) {
@@ -359,7 +367,7 @@ fn ip_rcv<'a, 'k, M: Mode>(
     ctx: &mut Ctx<'a>,
 ) -> Result<Routed<'a, 'k>, Exit> {
     traced::stage::<M>(Stage::IpRcvCore, ctx);
-    let mut iph = ip_rcv_core(skb, ctx.stats)?;
+    let mut iph = ip_rcv_core(skb, &ctx.state.mibs)?;
     traced::step::<M>(|| Step::Header { ttl: iph.ttl, len: iph.tot_len.into() }, ctx);
     if dev.partial_csum && way.secpath.is_none() {
         csum_partial::recognise(skb);
@@ -590,22 +598,35 @@ fn output<'a>(
 /// sent before. (Only [`ip6_output`] sends one later, about a packet that exceeds the route's own MTU.)
 #[cold]
 fn handle_exit(skb: &SkBuff, exit: Exit, ctx: &mut Ctx<'_>) -> Disposition {
-    let error = match exit {
-        Exit::Drop(reason) => return Disposition::Drop(reason),
-        Exit::Punt(reason) => return Disposition::Punt(reason),
-        Exit::Held => return Disposition::Held,
-        Exit::Icmp(error) => error,
+    let disposition = match exit {
+        Exit::Icmp(error) => return answer(skb, &error, ctx),
+        Exit::Drop(reason) => Disposition::Drop(reason),
+        Exit::Punt(reason) => Disposition::Punt(reason),
+        Exit::Held => Disposition::Held,
     };
+    match &disposition {
+        // What limits redirects limits the packets that the kernel gets in order to send them.
+        Disposition::Punt(reason) if *reason != PuntReason::Redirect => {
+            ctx.state.limiter.give_back();
+        }
+        _ => ctx.state.limiter.settle(),
+    }
+    disposition
+}
+
+/// Sends an ICMP error about a packet that is dropped.
+fn answer(skb: &SkBuff, error: &IcmpError, ctx: &mut Ctx<'_>) -> Disposition {
     if ctx.state.hooks.is_invalid() {
         // Where connections are tracked, the kernel sends the errors, and must not get this packet.
+        ctx.state.limiter.settle();
         return Disposition::Drop(error.reason);
     }
     // The version of a packet that an error is about has been checked.
     let is_ipv4 = skb.network_header().first().is_some_and(|octet| octet >> 4 == 4);
     let sent = match is_ipv4 {
-        _ if ctx.out.trace.is_traced() => traced::icmp(skb, &error, is_ipv4, ctx),
-        true => icmp_send(skb, &error, ctx),
-        false => icmp6_send(skb, &error, ctx),
+        _ if ctx.out.trace.is_traced() => traced::icmp(skb, error, is_ipv4, ctx),
+        true => icmp_send(skb, error, ctx),
+        false => icmp6_send(skb, error, ctx),
     };
     sent.map_or_else(Disposition::Punt, |()| Disposition::Drop(error.reason))
 }

@@ -64,7 +64,7 @@ pub(super) fn nf_flow_offload_ip<'a>(
         && !is_due(&key, skb, transport, dev, ctx)
         && let Some((entry, passed)) = pass_as_before(&key, skb, transport, dev, ctx)
     {
-        ctx.stats.mib(Mib::IpForwDatagrams);
+        ctx.mib(Mib::IpForwDatagrams);
         decrease_ttl(skb);
         return Some(complete(skb, entry, passed));
     }
@@ -116,7 +116,7 @@ pub(super) fn nf_flow_offload_ipv6<'a>(
         && !is_due(&key, skb, transport, dev, ctx)
         && let Some((entry, passed)) = pass_as_before(&key, skb, transport, dev, ctx)
     {
-        ctx.stats.mib(Mib::Ip6OutForwDatagrams);
+        ctx.mib(Mib::Ip6OutForwDatagrams);
         decrease_hop_limit(skb);
         return Some(complete(skb, entry, passed));
     }

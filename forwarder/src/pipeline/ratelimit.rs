@@ -51,6 +51,17 @@ pub(super) struct IcmpLimiter {
     random: u64,
     workers: u64,
     peers: Box<[[Peer; WAYS]]>,
+    /// What the error in progress has taken.
+    taken: Taken,
+}
+
+/// What one error has taken.
+#[derive(Debug, Clone, Copy, Default)]
+struct Taken {
+    /// Its peer before the first token was taken; unused if none was.
+    peer: Peer,
+    /// Tokens of the limit for all errors.
+    credit: i64,
 }
 
 impl IcmpLimiter {
@@ -61,6 +72,7 @@ impl IcmpLimiter {
             random: seed | 1,
             workers: workers.max(1) as u64,
             peers: vec![[Peer::default(); WAYS]; PEERS / WAYS].into(),
+            taken: Taken::default(),
         }
     }
 
@@ -90,17 +102,44 @@ impl IcmpLimiter {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        self.credit -= (self.random >> 32) as i64 % 3;
+        let tokens = (self.random >> 32) as i64 % 3;
+        self.credit -= tokens;
+        self.taken.credit += tokens;
     }
 
     /// `inet_peer_xrlim_allow`: one in `timeout_ns` on average; 0 is no limit.
     pub(super) fn xrlim_allow(&mut self, addr: u128, timeout_ns: u64, now_ns: u64) -> bool {
-        self.peer(addr, now_ns).take(timeout_ns, XRLIM_BURST_FACTOR * timeout_ns, now_ns)
+        self.take(addr, timeout_ns, XRLIM_BURST_FACTOR * timeout_ns, now_ns)
     }
 
     /// The limit in `ip_error`.
     pub(super) fn error_allow(&mut self, saddr: u128, now_ns: u64) -> bool {
-        self.peer(saddr, now_ns).take(ERROR_COST_NS, ERROR_BURST_NS, now_ns)
+        self.take(saddr, ERROR_COST_NS, ERROR_BURST_NS, now_ns)
+    }
+
+    fn take(&mut self, addr: u128, cost_ns: u64, burst_ns: u64, now_ns: u64) -> bool {
+        let peer = self.peer(addr, now_ns);
+        let before = *peer;
+        let allowed = peer.take(cost_ns, burst_ns, now_ns);
+        // Both limits of an error are those of one peer.
+        if allowed && self.taken.peer.addr != addr {
+            self.taken.peer = before;
+        }
+        allowed
+    }
+
+    /// The error in progress has been sent, or is not to be sent.
+    pub(super) fn settle(&mut self) {
+        self.taken = Taken::default();
+    }
+
+    /// Gives back what the error in progress has taken: the kernel sends it, and has limits of its own.
+    pub(super) fn give_back(&mut self) {
+        let Taken { peer, credit } = std::mem::take(&mut self.taken);
+        self.credit = self.credit.saturating_add(credit);
+        if peer.addr != 0 {
+            *self.peer(peer.addr, peer.last_ns) = peer;
+        }
     }
 
     /// The limit in `ip_rt_send_redirect`: exponential back-off, and none after nine redirects were

@@ -180,7 +180,7 @@ pub(super) fn validate_source_by_route(
     ctx: &Ctx<'_>,
 ) -> Result<bool, Exit> {
     let refuse = || {
-        ctx.stats.mib(Mib::TcpExtIPReversePathFilter);
+        ctx.mib(Mib::TcpExtIPReversePathFilter);
         Err(Exit::Drop(DropReason::IpRpfilter))
     };
     let info = match ctx.tables.fib4.fib_lookup(back) {

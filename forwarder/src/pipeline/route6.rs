@@ -91,7 +91,7 @@ fn no_unicast_route(result: FibResult<'_>, hdr: &Ipv6hdr, ctx: &Ctx<'_>) -> Exit
         RouteType::Unicast => return Exit::Punt(PuntReason::RouteUnsupported),
     };
     let unspecified = ipv6_addr_any(hdr.daddr);
-    ctx.stats.mib(if unspecified { Mib::Ip6InAddrErrors } else { Mib::Ip6InNoRoutes });
+    ctx.mib(if unspecified { Mib::Ip6InAddrErrors } else { Mib::Ip6InNoRoutes });
     Exit::Icmp(IcmpError::new(Icmpv6Type::DEST_UNREACH.0, code, reason))
 }
 

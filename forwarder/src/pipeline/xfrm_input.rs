@@ -66,7 +66,7 @@ pub(super) fn xfrm_input<'a, M: PathMode>(
         Err(Exit::Punt(reason)) => return Err(restored(skb, reason, ctx)),
         Err(exit) => {
             let (received, _) = mibs(protocol);
-            ctx.stats.mib(received);
+            ctx.mib(received);
             return Err(exit);
         }
         Ok(ran) => ran,
@@ -104,6 +104,7 @@ pub(super) fn xfrm_input<'a, M: PathMode>(
         ethertype.copy_from_slice(&inner_protocol.0.to_be_bytes());
     }
     count_received(protocol, ctx);
+    ctx.state.mibs.opened();
     if skb.set_packet(inner, LINK_LAYER_LEN).is_err() {
         return Err(Exit::Drop(DropReason::XfrmInStateModeError));
     }
@@ -177,8 +178,8 @@ fn reason(refused: &Result<Decapsulated, Error>) -> DropReason {
 /// Counts the outer packet, which the kernel delivers to ESP or AH.
 fn count_received(protocol: EtherType, ctx: &Ctx<'_>) {
     let (received, delivered) = mibs(protocol);
-    ctx.stats.mib(received);
-    ctx.stats.mib(delivered);
+    ctx.mib(received);
+    ctx.mib(delivered);
 }
 
 /// What counts received packets, and those that are delivered to this host.

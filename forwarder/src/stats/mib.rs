@@ -1,12 +1,12 @@
 //! The counters that `nstat` prints, for packets processed in userspace (RFC 4293, RFC 4884; kernel:
-//! include/uapi/linux/snmp.h).
+//! include/uapi/linux/snmp.h). A packet that is handed to the kernel is the kernel's to count.
 
 use super::drop_reason::reasons;
 
 reasons! {
     /// A MIB counter.
     Mib {
-        /// IPv4 packets received.
+        /// IPv4 packets received; those that are handed to the kernel are its to count.
         IpInReceives = "IpInReceives",
         /// IPv4 packets with errors in their headers.
         IpInHdrErrors = "IpInHdrErrors",
@@ -56,7 +56,7 @@ reasons! {
         IcmpOutRateLimitGlobal = "IcmpOutRateLimitGlobal",
         /// ICMP errors not sent because of icmp_ratelimit.
         IcmpOutRateLimitHost = "IcmpOutRateLimitHost",
-        /// IPv6 packets received.
+        /// IPv6 packets received; those that are handed to the kernel are its to count.
         Ip6InReceives = "Ip6InReceives",
         /// IPv6 packets with errors in their headers.
         Ip6InHdrErrors = "Ip6InHdrErrors",

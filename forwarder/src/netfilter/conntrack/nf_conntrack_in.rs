@@ -115,8 +115,8 @@ pub fn is_valid(flows: &FlowTable, now_ns: u64) -> bool {
 }
 
 /// The connection of a packet with this key, of a flow that is carried. `None`: the packet is left to the kernel. So are
-/// packets with IP options or extension headers, fragments, and packets that open or close a connection.
-/// `now_ns`: CLOCK_MONOTONIC.
+/// packets with IP options or extension headers, fragments, and packets that open or close a connection. The packet is
+/// counted when it is known that it does not become the kernel's. `now_ns`: CLOCK_MONOTONIC.
 ///
 /// Laxer than the kernel, as `nf_flow_table` is: transport checksums are not verified, and sequence numbers
 /// not compared with windows. As in the kernel, a RST from before what its receiver has acknowledged is
@@ -165,7 +165,6 @@ pub fn nf_conntrack_in(
     if let Some(plain) = plain {
         plain.pass(&found);
     }
-    found.seen(skb.network_len() as u64, now_ns);
     Some(Tracked { ct: Ct::Established(info), target, of })
 }
 

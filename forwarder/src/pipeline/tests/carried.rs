@@ -500,3 +500,39 @@ fn most_packets_pass_as_was_decided() {
         }
     }
 }
+
+/// The kernel counts what it gets. Rules, flows and MIB counters count it here only if it does not get it.
+#[test]
+fn a_packet_is_counted_here_or_by_the_kernel() {
+    // The server with an unknown neighbour, or an error that the kernel sends.
+    for (is_ipv4, server, ttl) in
+        [(true, 0, 64), (true, 0, 1), (true, 6, 64), (false, 0, 64), (false, 0, 1)]
+    {
+        let flow = Flow { server, is_ipv4, is_tcp: true, nat: 1, is_masqueraded: false };
+        let is_kernels = (server, ttl) != (0, 64);
+        for remembers in [true, false] {
+            let mut router = Router::new(&[flow], remembers);
+            let packet = Packet {
+                flow: 0,
+                is_answer: false,
+                ttl,
+                flags: 0x10,
+                seq: 1,
+                ack: 1,
+                len: 9,
+                odd: 0,
+            };
+            let frame = packet.frame(&[flow]);
+            router.lab.receive(LEFT, std::slice::from_ref(&frame));
+            let punted = router.lab.punted();
+            assert_eq!(punted, if is_kernels { vec![frame] } else { vec![] }, "{flow:?} {ttl}");
+            let nft = router.registry.nft().expect("a ruleset");
+            let counters = 0..nft.program().counters().len();
+            let by_rules = counters.map(|counter| nft.counted(counter).0).sum::<u64>();
+            let by_mibs = router.lab.stats.mib.iter().map(|mib| mib.get()).sum::<u64>();
+            let by_flow = router.flows.views(0).map(|view| view.packets[0]).sum::<u64>();
+            let expected = if is_kernels { (0, 0, 0) } else { (3, 2, 1) };
+            assert_eq!((by_rules, by_mibs, by_flow), expected, "{flow:?} {ttl}");
+        }
+    }
+}

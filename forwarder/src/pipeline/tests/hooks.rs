@@ -162,6 +162,38 @@ fn a_packet_whose_error_is_left_to_the_kernel_goes_to_the_kernel() {
     }
 }
 
+/// The kernel has limits of its own for the errors that it sends: they take nothing from the limits here.
+#[test]
+fn errors_of_the_kernel_take_nothing_from_the_limits() {
+    for dst in ["198.18.2.2", "192.0.2.1"] {
+        let mut net = Net::default();
+        net.sysctl.icmp_ratelimit_ms = 1000;
+        net.sysctl.icmp6_ratelimit_ms = 1000;
+        net.sysctl.icmp_msgs_burst = 50;
+        let mut lab = net.clone().lab();
+        let begun_ns = lab.now_ns;
+        net.hooks.push(at(Hook::LocalOut, move |_, _, ctx| match ctx.now_ns == begun_ns {
+            true => Verdict::Punt,
+            false => Verdict::Accept,
+        }));
+        let frame4 = V4 { ttl: 1, ..V4::to(dst) }.frame();
+        let frame6 = V6 { hop_limit: 1, ..V6::default() }.frame();
+        let sent = |lab: &mut Lab, frame: &[u8]| {
+            (0..60).filter(|_| !lab.one(frame.to_vec()).is_empty()).count()
+        };
+        let alone = [&frame4, &frame6].map(|frame| sent(&mut lab, frame));
+        let mut lab = net.lab();
+        for frame in [&frame4, &frame6] {
+            assert_eq!(sent(&mut lab, frame), 0);
+        }
+        assert_eq!(lab.punted().len(), 120, "{dst}");
+        assert_eq!(lab.stats.mib.iter().map(|mib| mib.get()).sum::<u64>(), 0);
+        lab.now_ns += 1;
+        assert_eq!([&frame4, &frame6].map(|frame| sent(&mut lab, frame)), alone, "{dst}");
+        assert!(alone[0] > 0 && alone[0] < 10, "{alone:?}");
+    }
+}
+
 /// So does a packet whose neighbour is not known: if it cannot be resolved, the error is the kernel's.
 #[test]
 fn a_packet_to_an_unknown_neighbour_goes_to_the_kernel_if_hooks_see_errors() {

@@ -232,10 +232,9 @@ fn packets_of_a_carried_connection_are_established() {
         let direction = if answers { Direction::Reply } else { Direction::Original };
         let expected = CtInfo { flow: number, direction, status: 1000 ^ 0x5555, mark: 1000 };
         assert_eq!(info, expected);
-        assert_eq!(table.last_seen_ns(number), NOW_NS);
     }
     let view = table.read(number).expect("it is there");
-    assert_eq!((view.packets, view.octets), ([1; 2], [40; 2]));
+    assert_eq!((view.packets, view.last_seen_ns), ([0; 2], 0), "it may still be the kernel's");
     let other = ipv4(
         6,
         [10, 0, 0, 9],
@@ -393,8 +392,6 @@ fn options_fragments_other_protocols_and_broken_headers_are_the_kernels() {
     };
     assert!(udp(12).is_some() && udp(8).is_some());
     assert_eq!([udp(7), udp(0), udp(13)], [None; 3]);
-    let counted = table.views(0).map(|view| (view.packets, view.octets)).collect::<Vec<_>>();
-    assert_eq!(counted, [([2, 0], [80, 0]), ([2, 0], [64, 0])], "only what was carried");
 }
 
 #[test]
