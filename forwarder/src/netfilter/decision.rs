@@ -10,7 +10,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::conntrack::FoundFlow;
-use crate::trace::{Step, Tracer};
+use super::nft::Learner;
 
 /// Different decisions that a worker remembers: a power of two. If there are more, all are made again.
 const DECISIONS: usize = 4096;
@@ -135,33 +135,6 @@ pub(super) struct Learnt {
     /// Number of counters that it had passed before, at ingress.
     pub passed: usize,
     pub learner: Learner,
-}
-
-/// Notices whether what functions do depends on more than the flow.
-#[derive(Debug, Default)]
-pub struct Learner {
-    /// It does.
-    pub varies: bool,
-}
-
-impl Tracer for Learner {
-    #[inline(always)]
-    fn is_traced(&self) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    fn step(&mut self, _: Step) {}
-
-    #[inline(always)]
-    fn is_learning(&self) -> bool {
-        true
-    }
-
-    #[inline(always)]
-    fn varies(&mut self) {
-        self.varies = true;
-    }
 }
 
 #[cfg(test)]

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::conntrack::{Ct, FlowTable, nf_nat_packet};
 use super::decision::{Basis, Decision, Learnt};
 use super::hook_states::HookStates;
-use super::nft::{Around, BaseChainId, Family, Nft, NftVerdict, Tracking, Transport};
+use super::nft::{Around, BaseChainId, Family, Nft, NftVerdict, Observer, Tracking, Transport};
 use super::traced;
 use crate::skb::SkBuff;
 use crate::stats::WorkerStats;
 use crate::tables::{Link, Tables};
+use crate::trace::Step;
 use crate::trace::step::Stage;
-use crate::trace::{Step, Tracer};
 
 /// NF_INET_*: the position of a hook in the data path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -486,7 +486,7 @@ impl Hooks {
     }
 
     /// `nf_hook_slow`: runs the functions until one does not accept.
-    pub fn run<T: Tracer>(
+    pub fn run<T: Observer>(
         &self,
         skb: &mut SkBuff,
         at: &mut HookState<'_>,
@@ -555,7 +555,7 @@ impl Hooks {
     }
 
     /// Runs the functions of a hook.
-    fn run_functions<T: Tracer>(
+    fn run_functions<T: Observer>(
         &self,
         skb: &mut SkBuff,
         at: &mut HookState<'_>,

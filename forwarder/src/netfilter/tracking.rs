@@ -1,10 +1,10 @@
 //! The function of connection tracking at PRE_ROUTING, or LOCAL_IN, and LOCAL_OUT.
 
 use super::conntrack::{Ct, FoundFlow, flow_key_of, may_be_masqueraded, nf_conntrack_in};
-use super::decision::{Learner, Learnt};
+use super::decision::Learnt;
 use super::hook::{Hook, HookCtx, HookState, Hooks, Verdict};
 use super::hook_states::HookStates;
-use super::nft::Family;
+use super::nft::{Family, Learner};
 use super::traced;
 use crate::skb::SkBuff;
 use crate::tables::Tables;
@@ -32,7 +32,7 @@ impl Hooks {
                 // Also of a packet that has been protected since.
                 own.is_invalid |= own.ct == Ct::Invalid;
                 let is_left = own.target.is_some() && !self.translates(at.pf);
-                if !own.is_invalid && !is_left && !tracer.is_traced() {
+                if tracked.is_plain && !own.is_invalid && !is_left && !tracer.is_traced() {
                     self.begin_to_learn(at.pf, tracked.of, own);
                 }
                 match is_left || self.may_end(at, own, ctx.tables) {
