@@ -130,8 +130,8 @@ fn hash(decision: &Decision) -> usize {
 /// What is learnt of a packet on its way.
 #[derive(Debug)]
 pub(super) struct Learnt {
-    /// Its flow.
-    pub of: FoundFlow,
+    /// Its flow; `None` before connection tracking.
+    pub of: Option<FoundFlow>,
     /// Number of counters that it had passed before, at ingress.
     pub passed: usize,
     pub learner: Learner,

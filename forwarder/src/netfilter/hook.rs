@@ -382,14 +382,18 @@ impl Hooks {
         }
     }
 
-    /// The last hook that has functions, of those that forwarded packets pass, if the first function is connection
-    /// tracking: before it, a packet's flow is not known.
+    /// The last hook that has functions, of those that forwarded packets pass, if their connections are tracked.
     fn last_hook(&self, pf: Family) -> Option<Hook> {
         let chains = &self.chains[family_index(pf)];
-        let first = chains[Hook::PreRouting as usize].first()?;
         let passed = [Hook::PostRouting, Hook::Forward, Hook::PreRouting];
         let last = passed.into_iter().find(|hook| !chains[*hook as usize].is_empty());
-        last.filter(|_| matches!(first.function, Function::Conntrack))
+        last.filter(|_| self.tracks(pf))
+    }
+
+    /// Whether functions run before connection tracking: a packet's flow is not known then.
+    fn run_early(&self, pf: Family) -> bool {
+        let first = self.chains[family_index(pf)][Hook::PreRouting as usize].first();
+        self.tracks(pf) && first.is_some_and(|entry| !matches!(entry.function, Function::Conntrack))
     }
 
     /// Whether the ruleset tracks connections of forwarded packets, so that those of carried ones pass the workers.
@@ -408,8 +412,7 @@ impl Hooks {
         self.flows.as_deref()
     }
 
-    /// The flows whose packets may pass the hooks as was decided before: the functions look at nothing before
-    /// the packet's connection is known.
+    /// The flows whose packets may pass the hooks as was decided before.
     #[inline]
     pub fn decided_flows(&self) -> Option<&FlowTable> {
         self.flows.as_deref().filter(|_| self.decided_at != [None; 2])
@@ -504,6 +507,9 @@ impl Hooks {
         if matches!(at.hook, Hook::PreRouting | Hook::LocalOut) {
             own.ct = if self.tracks(at.pf) { Ct::Null } else { Ct::Off };
         }
+        if at.hook == Hook::PreRouting && self.run_early(at.pf) && !tracer.is_traced() {
+            self.begin_to_learn(at.pf, own);
+        }
         let verdict = self.run_functions(skb, at, ctx, own, tracer);
         if verdict == Verdict::Accept && own.learnt.is_some() {
             self.learn(at, ctx.tables, own);
@@ -533,7 +539,7 @@ impl Hooks {
 
     /// The functions of a hook have accepted a packet of which is learnt.
     fn learn(&self, at: &HookState<'_>, tables: &Tables, own: &mut HookStates) {
-        let Some(Learnt { of, passed, learner }) = &own.learnt else { return };
+        let Some(Learnt { of: Some(of), passed, learner }) = &own.learnt else { return };
         if learner.varies {
             if let Some(flows) = &self.flows {
                 flows.note_varies(of);
