@@ -549,6 +549,7 @@ impl Hooks {
             let ifindex = |link: Option<&Link>| link.map_or(0, |link| link.ifindex);
             let passed = own.journal.entries().get(*passed..).unwrap_or(&[]);
             let decision = Decision::new(ifindex(at.iif), ifindex(at.oif), passed);
+            let decision = decision.map(|it| it.by_routes(learner.routes, own.ct, &own.decisions));
             match (decision, &self.flows) {
                 (Some(decision), Some(flows)) => {
                     flows.decide(of, own.decisions.remember(decision, self.basis(tables)));

@@ -25,4 +25,4 @@ pub use hook_states::HookStates;
 pub use ingress::AtIngress;
 pub use net_hooks::NetHooks;
 pub use nft::{Family, Learner};
-pub use passage::{Passage, Passed};
+pub use passage::{Allowed, Passage, Passed};

@@ -33,6 +33,15 @@ pub struct Passage<'a> {
     now_ns: u64,
 }
 
+/// What was decided for a packet that may pass.
+#[derive(Debug, Clone, Copy)]
+pub struct Allowed<'s> {
+    /// What counts it.
+    pub counters: &'s [u32],
+    /// Its flow may be offloaded: what changes the decision voids the entry.
+    pub may_be_offloaded: bool,
+}
+
 /// Proof that a packet has passed all hooks.
 #[derive(Debug)]
 pub struct Passed(());
@@ -140,20 +149,21 @@ impl<'a> Passage<'a> {
         Some(Rewrite4::new(key, &target, self.translated()))
     }
 
-    /// The counters of a packet that leaves by `oif`, if it may pass: that was decided, and the translation is
-    /// possible.
+    /// What was decided for a packet that leaves by `oif`, if it may pass: also the translation is possible.
     #[inline(always)]
     pub fn may_pass<'s>(
         &self,
         oif: &Link,
         (hooks, tables): (&Hooks, &Tables),
         own: &'s HookStates,
-    ) -> Option<&'s [u32]> {
+    ) -> Option<Allowed<'s>> {
         let decision = own.decisions.get(self.decided, hooks.basis(tables))?;
         let may_leave = |target: NatTarget| target.may_leave_by(self.found.direction(), Some(oif));
         let holds = decision.oif == 0 || decision.oif == oif.ifindex;
-        (holds && self.target().is_none_or(may_leave) && self.found.is_current())
-            .then(|| decision.counters())
+        (holds && self.target().is_none_or(may_leave) && self.found.is_current()).then(|| Allowed {
+            counters: decision.counters(),
+            may_be_offloaded: !decision.has_other_routes,
+        })
     }
 
     /// The packet passes: it is translated and counted. To be called when it may pass. `rewrite`: see

@@ -27,7 +27,7 @@ use super::route6::ip6_route_input;
 use super::xfrm::passes_policies;
 use super::{Ctx, Exit};
 use crate::netfilter::conntrack::{FlowKey, flow_key4, flow_key6};
-use crate::netfilter::{Passage, Passed};
+use crate::netfilter::{Allowed, Passage, Passed};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib};
 use crate::tables::Link;
@@ -225,9 +225,9 @@ fn pass(
 ) -> Option<Passed> {
     let of = (ctx.hooks, ctx.tables);
     let state = &mut *ctx.state;
-    let counters = passage.may_pass(dst.dev, of, &state.hooks)?;
+    let Allowed { counters, may_be_offloaded } = passage.may_pass(dst.dev, of, &state.hooks)?;
     let (flow, rewrite) = (passage.flow(), passage.rewrite(key));
-    if state.offload.is_on() && !ctx.hooks.have_device_chains() {
+    if may_be_offloaded && state.offload.is_on() && !ctx.hooks.have_device_chains() {
         let offered = || OfferedFlow {
             flow,
             target: passage.target_key(),

@@ -5,6 +5,7 @@
 //! differs only if bits that may differ decide it. So packets of the flow take the same way through the chains until the
 //! first such result, and what was known of the registers holds for all of them.
 
+use crate::netfilter::Hook;
 use crate::trace::{NoTrace, Record, Step, Tracer, Traces};
 
 use super::compile::meta_len;
@@ -12,7 +13,7 @@ use super::eval::compares;
 use super::op::{Bitwise2, DATA_MAX, Data16, Load, Op, RangeTest, Regs, Test};
 use super::packet::View;
 use super::program::Program;
-use super::ruleset::{CmpOp, ExthdrOp};
+use super::ruleset::{CmpOp, ExthdrOp, FibQuery};
 use super::set::CompiledSet;
 use super::varies::{Headers, meta};
 
@@ -38,8 +39,29 @@ impl Observer for Traces {}
 pub struct Learner {
     /// It does.
     pub varies: bool,
+    /// The routes that rules have looked up.
+    pub routes: Routes,
     /// Which bits of the registers differ between packets of the flow.
     regs: Regs,
+}
+
+/// Routes that rules have looked up with `fib`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Routes {
+    /// Any.
+    pub are_read: bool,
+    /// That to the source, after it may have been translated.
+    pub to_late_source: bool,
+    /// That to the destination, before it may have been translated.
+    pub to_early_destination: bool,
+}
+
+impl Routes {
+    fn note(&mut self, query: FibQuery, hook: Hook) {
+        self.are_read = true;
+        self.to_late_source |= !query.daddr && hook == Hook::PostRouting;
+        self.to_early_destination |= query.daddr && hook == Hook::PreRouting;
+    }
 }
 
 impl Tracer for Learner {
@@ -105,8 +127,11 @@ impl Learner {
             }
             // UDP has no options.
             Op::Exthdr { op: ExthdrOp::TcpOpt, present, .. } => headers.are_tcp() && !present,
-            // Routes are not part of a decision.
-            Op::Fib { .. } => true,
+            // A decision holds until routes may have changed.
+            Op::Fib { query, .. } => {
+                self.routes.note(*query, on.view.packet.hook);
+                false
+            }
             Op::MaskXor { sreg, dreg, words, mask, .. } => {
                 self.regs.mask_xor(*sreg, *dreg, *words, mask, &[0; DATA_MAX]);
                 false

@@ -38,7 +38,7 @@ pub mod xt;
 pub use compile::{compile, compile_with_slack};
 pub use device::DeviceChains;
 pub use follow::{Around, Nft};
-pub use learn::{Learner, Observer};
+pub use learn::{Learner, Observer, Routes};
 pub use packet::{Packet, Transport};
 pub use program::{
     BaseChainId, CounterKind, CounterPage, CounterPlace, JOURNAL_MAX, Journal, KernelRule,
