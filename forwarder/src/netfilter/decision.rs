@@ -33,6 +33,8 @@ pub(super) struct Decision {
     pub iif: u32,
     /// ifindex of the output interface; 0: no function looks at it.
     pub oif: u32,
+    /// The mark that PRE_ROUTING leaves: by it the packet is routed.
+    pub mark: u32,
     /// Numbers of the counters.
     counters: [u32; COUNTERS_MAX],
     /// Number of counters.
@@ -45,12 +47,13 @@ pub(super) struct Decision {
 const _: () = assert!(size_of::<Slot>() == 64, "a cache line");
 
 impl Decision {
-    /// A packet from `iif` to `oif` was accepted, and passed these counters. `None`: there are too many.
-    pub fn new(iif: u32, oif: u32, passed: &[(u32, u32)]) -> Option<Decision> {
+    /// A packet from `iif` to `oif` was accepted, and passed these counters. `mark`: after PRE_ROUTING. `None`: there are
+    /// too many counters.
+    pub fn new(iif: u32, oif: u32, mark: u32, passed: &[(u32, u32)]) -> Option<Decision> {
         let mut counters = [0; COUNTERS_MAX];
         let len = passed.len() as u8;
         counters.get_mut(..passed.len())?.iter_mut().zip(passed).for_each(|(to, it)| *to = it.0);
-        Some(Decision { iif, oif, counters, len, ..Decision::default() })
+        Some(Decision { iif, oif, mark, counters, len, ..Decision::default() })
     }
 
     /// The same of a packet of a connection, of rules that have looked up these routes.
@@ -169,9 +172,9 @@ fn id(number: u64, has_other_routes: bool, at: usize) -> u64 {
 
 fn hash(decision: &Decision) -> usize {
     // As `Decision::is_like` compares.
-    let Decision { routes, iif, oif, counters, len, has_other_routes } = *decision;
+    let Decision { routes, iif, oif, mark, counters, len, has_other_routes } = *decision;
     let flags = u32::from(routes != 0) | u32::from(has_other_routes) << 1;
-    let words = [iif, oif, len.into(), flags].into_iter().chain(counters);
+    let words = [iif, oif, mark, len.into(), flags].into_iter().chain(counters);
     words.fold(0, |hash, word| crate::hash_table::mix(hash ^ u64::from(word))) as usize >> 20
 }
 
@@ -182,6 +185,8 @@ pub(super) struct Learnt {
     pub of: Option<FoundFlow>,
     /// Number of counters that it had passed before, at ingress.
     pub passed: usize,
+    /// The mark that PRE_ROUTING leaves.
+    pub mark: u32,
     pub learner: Learner,
 }
 
@@ -192,7 +197,7 @@ mod tests {
     const BASIS: Basis = Basis { hooks: 1, links: 2 };
 
     fn decision(n: u32) -> Decision {
-        Decision::new(n, 7, &[(3, 60), (9, 60)]).expect("two counters")
+        Decision::new(n, 7, 0, &[(3, 60), (9, 60)]).expect("two counters")
     }
 
     #[test]
@@ -229,7 +234,7 @@ mod tests {
         }
         assert_eq!(decisions.get(0, BASIS), None, "nothing was decided");
         assert_eq!(decision(0).counters(), [3, 9]);
-        assert_eq!(Decision::new(1, 2, &[(0, 1); COUNTERS_MAX + 1]), None);
+        assert_eq!(Decision::new(1, 2, 0, &[(0, 1); COUNTERS_MAX + 1]), None);
     }
 
     #[test]

@@ -512,7 +512,7 @@ impl Hooks {
         }
         let verdict = self.run_functions(skb, at, ctx, own, tracer);
         if verdict == Verdict::Accept && own.learnt.is_some() {
-            self.learn(at, ctx.tables, own);
+            self.learn(at, skb.mark, ctx.tables, own);
         }
         verdict
     }
@@ -537,9 +537,14 @@ impl Hooks {
         Basis { hooks: self.id, links: tables.links.id }
     }
 
-    /// The functions of a hook have accepted a packet of which is learnt.
-    fn learn(&self, at: &HookState<'_>, tables: &Tables, own: &mut HookStates) {
-        let Some(Learnt { of: Some(of), passed, learner }) = &own.learnt else { return };
+    /// The functions of a hook have accepted a packet of which is learnt. `mark`: that which it has now.
+    fn learn(&self, at: &HookState<'_>, mark: u32, tables: &Tables, own: &mut HookStates) {
+        let Some(learnt) = &mut own.learnt else { return };
+        learnt.learner.end_hook();
+        if at.hook == Hook::PreRouting {
+            learnt.mark = mark;
+        }
+        let Learnt { of: Some(of), passed, mark, learner } = &*learnt else { return };
         if learner.varies {
             if let Some(flows) = &self.flows {
                 flows.note_varies(of);
@@ -548,7 +553,7 @@ impl Hooks {
         } else if self.decided_at[family_index(at.pf)] == Some(at.hook) {
             let ifindex = |link: Option<&Link>| link.map_or(0, |link| link.ifindex);
             let passed = own.journal.entries().get(*passed..).unwrap_or(&[]);
-            let decision = Decision::new(ifindex(at.iif), ifindex(at.oif), passed);
+            let decision = Decision::new(ifindex(at.iif), ifindex(at.oif), *mark, passed);
             let decision = decision.map(|it| it.by_routes(learner.routes, own.ct, &own.decisions));
             match (decision, &self.flows) {
                 (Some(decision), Some(flows)) => {

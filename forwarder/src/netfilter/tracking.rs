@@ -75,7 +75,7 @@ impl Hooks {
             self.may_decide(pf) && !own.is_marked && !own.is_protected && own.received_by.is_none();
         if may_learn && own.decisions.are_used() {
             let passed = own.journal.entries().len();
-            own.learnt = Some(Learnt { of: None, passed, learner: Learner::default() });
+            own.learnt = Some(Learnt { of: None, passed, mark: 0, learner: Learner::default() });
         }
     }
 }

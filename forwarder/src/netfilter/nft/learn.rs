@@ -1,11 +1,12 @@
 //! Learns, while chains run on a packet of a carried flow, whether they do the same with every packet of it.
 //!
-//! For each bit of the registers it is known whether it may differ between the packets. An operation that
+//! For each bit of the registers and of the mark it is known whether it may differ between the packets. An operation that
 //! loads, masks or moves values does so with these bits, too; one that decides (a comparison, a lookup) has a result that
 //! differs only if bits that may differ decide it. So packets of the flow take the same way through the chains until the
 //! first such result, and what was known of the registers holds for all of them.
 
 use crate::netfilter::Hook;
+use crate::netfilter::conntrack::Ct;
 use crate::trace::{NoTrace, Record, Step, Tracer, Traces};
 
 use super::compile::meta_len;
@@ -16,6 +17,7 @@ use super::program::Program;
 use super::ruleset::{CmpOp, ExthdrOp, FibQuery};
 use super::set::CompiledSet;
 use super::varies::{Headers, meta};
+use super::xt::{Connmark, ConnmarkMode};
 
 /// With at most so many bits of a key that differ, each of the possible keys is looked up: those of the octet with the
 /// flags of TCP are four.
@@ -43,6 +45,8 @@ pub struct Learner {
     pub routes: Routes,
     /// Which bits of the registers differ between packets of the flow.
     regs: Regs,
+    /// The same of the mark.
+    mark: u32,
 }
 
 /// Routes that rules have looked up with `fib`.
@@ -95,6 +99,11 @@ impl Learner {
         self.regs = Regs::new();
     }
 
+    /// The functions of a hook have run. What follows them looks at the mark.
+    pub fn end_hook(&mut self) {
+        self.varies |= self.mark != 0;
+    }
+
     /// Whether one of these values differs, or only some packets have it.
     pub(super) fn loads_differ<'l>(
         &self,
@@ -102,7 +111,7 @@ impl Learner {
         view: &View<'_>,
     ) -> bool {
         let Some(headers) = Headers::of(view.packet) else { return true };
-        loads.into_iter().any(|load| headers.load(*load) != Some(0))
+        loads.into_iter().any(|load| headers.load(*load, self.mark) != Some(0))
     }
 
     /// An operation is about to be evaluated: notes whether its result differs, and what it does with bits that do.
@@ -115,6 +124,7 @@ impl Learner {
 
     /// Whether the result of an operation differs, of those that load whether some packets have no such value.
     fn result_differs(&mut self, op: &Op, on: &Operands<'_>, headers: Headers) -> bool {
+        let packet = on.view.packet;
         match op {
             Op::Payload { base, offset, len, .. } => {
                 let load = |at| headers.payload(*base, (*offset as usize).checked_add(at)?);
@@ -129,8 +139,8 @@ impl Learner {
             Op::Exthdr { op: ExthdrOp::TcpOpt, present, .. } => headers.are_tcp() && !present,
             // A decision holds until routes may have changed.
             Op::Fib { query, .. } => {
-                self.routes.note(*query, on.view.packet.hook);
-                false
+                self.routes.note(*query, packet.hook);
+                query.mark && self.mark != 0
             }
             Op::MaskXor { sreg, dreg, words, mask, .. } => {
                 self.regs.mask_xor(*sreg, *dreg, *words, mask, &[0; DATA_MAX]);
@@ -165,11 +175,16 @@ impl Learner {
                 let set = on.program.sets.get(*set as usize);
                 set.is_some_and(|set| self.lookup_differs(set, *sreg, *invert, on))
             }
+            Op::SetMark { sreg } => {
+                self.mark = self.regs.word((*sreg).into());
+                false
+            }
+            Op::Connmark(target) => self.connmark(target, packet.ct),
             // The mark of the connection is compared: another one is the kernel's to set.
             Op::SetCtMark { sreg } => self.regs.word((*sreg).into()) != 0,
             Op::Xt(of) => headers.xt(of),
-            // The packet or its mark is changed, which is not part of a decision.
-            Op::Write(_) | Op::SetMark { .. } | Op::Connmark(_) => true,
+            // The packet is changed, which is not part of a decision.
+            Op::Write(_) => true,
             // Whether there is a value is the same for all packets.
             Op::Immediate { .. }
             | Op::Meta { .. }
@@ -195,7 +210,7 @@ impl Learner {
                 octet.and_then(|octet| headers.payload(base, octet)).unwrap_or(0)
             }),
             Op::Meta { dreg, key } => {
-                let bits = meta(key).to_le_bytes();
+                let bits = meta(key, self.mark).to_le_bytes();
                 self.load(dreg, meta_len(key), |at| bits.get(at).copied().unwrap_or(0));
             }
             // The result is 0 or 1.
@@ -222,15 +237,27 @@ impl Learner {
         to.iter_mut().enumerate().for_each(|(at, to)| *to = bits(at));
     }
 
+    /// The mark of the connection is the same for all packets.
+    fn connmark(&mut self, target: &Connmark, ct: Ct) -> bool {
+        let Connmark { mode, nfmask, .. } = *target;
+        match (mode, ct) {
+            (ConnmarkMode::Restore, Ct::Established(_)) => self.mark &= !nfmask,
+            (ConnmarkMode::Set | ConnmarkMode::Restore, _) => {}
+            // It is compared: another one is the kernel's to set.
+            (ConnmarkMode::Save, _) => return self.mark & nfmask != 0,
+        }
+        false
+    }
+
     fn test_differs(&self, test: &Test, loaded: Option<u128>, headers: Headers) -> bool {
-        let Some(bits) = headers.load(test.load) else { return true };
+        let Some(bits) = headers.load(test.load, self.mark) else { return true };
         let bits = bits & test.mask;
         // That there is no value is the same for all packets.
         loaded.is_some_and(|value| bits != 0 && (value & test.mask ^ test.value) & !bits == 0)
     }
 
     fn range_test_differs(&self, test: &RangeTest, loaded: Option<u128>, headers: Headers) -> bool {
-        let Some(bits) = headers.load(test.load) else { return true };
+        let Some(bits) = headers.load(test.load, self.mark) else { return true };
         let Some(value) = loaded else { return false };
         let shift = 128 - 8 * u32::from(test.len.clamp(1, 16));
         let number = |value: u128| value.swap_bytes() >> shift;

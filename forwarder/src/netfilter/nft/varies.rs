@@ -98,8 +98,9 @@ impl Headers {
         }
     }
 
-    /// The bits of a loaded value, in little-endian order, that differ. `None`: not all packets have it.
-    pub(super) fn load(&self, load: Load) -> Option<u128> {
+    /// The bits of a loaded value, in little-endian order, that differ. `mark`: those of the packet's mark. `None`: not
+    /// all packets have it.
+    pub(super) fn load(&self, load: Load, mark: u32) -> Option<u128> {
         match load {
             Load::Payload { base, offset, len } => {
                 let octets = (0..usize::from(len)).rev();
@@ -107,7 +108,7 @@ impl Headers {
                     .map(|at| self.payload(base, (offset as usize).checked_add(at)?))
                     .try_fold(0, |bits: u128, octet| Some(bits << 8 | u128::from(octet?)))
             }
-            Load::Meta(key) => Some(meta(key)),
+            Load::Meta(key) => Some(meta(key, mark)),
             Load::Ct(_) => Some(0),
         }
     }
@@ -132,8 +133,8 @@ impl Headers {
     }
 }
 
-/// The bits of a value of `meta` that differ, as the register has it.
-pub(super) fn meta(key: MetaKey) -> u128 {
+/// The bits of a value of `meta` that differ, as the register has it. `mark`: those of the packet's mark.
+pub(super) fn meta(key: MetaKey, mark: u32) -> u128 {
     match key {
         MetaKey::L4Proto
         | MetaKey::NfProto
@@ -146,13 +147,12 @@ pub(super) fn meta(key: MetaKey) -> u128 {
         | MetaKey::OifType
         // Packets of a flow of which something is remembered are not of IPsec.
         | MetaKey::SecPath
-        // Of a decision, it stays 0.
-        | MetaKey::Mark
         // Packets that are forwarded have no socket.
         | MetaKey::SkUid
         | MetaKey::SkGid
         // No value.
         | MetaKey::Other(_) => 0,
+        MetaKey::Mark => u32::from_le_bytes(mark.to_ne_bytes()).into(),
         MetaKey::Len => u32::MAX.into(),
         // By the destination of the link-layer header.
         MetaKey::PktType => ALL.into(),

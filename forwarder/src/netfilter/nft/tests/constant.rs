@@ -29,6 +29,7 @@ fn learn(program: &Program, input: &Input) -> Option<(Done, bool)> {
             _ => return None,
         }
     }
+    learner.end_hook();
     let passed = journal.entries().iter().map(|(counter, _)| *counter);
     Some((Done { counters: passed.collect(), mark: skb.mark }, learner.varies))
 }
