@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::conntrack::{Ct, FlowTable, nf_nat_packet};
 use super::decision::{Basis, Decision, Learnt};
 use super::hook_states::HookStates;
-use super::nft::{Around, BaseChainId, Family, Nft, NftVerdict, Tracking, Transport};
+use super::nft::{Around, BaseChainId, Family, Nft, NftVerdict, Observer, Tracking, Transport};
 use super::traced;
 use crate::skb::SkBuff;
 use crate::stats::WorkerStats;
 use crate::tables::{Link, Tables};
+use crate::trace::Step;
 use crate::trace::step::Stage;
-use crate::trace::{Step, Tracer};
 
 /// NF_INET_*: the position of a hook in the data path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -382,14 +382,18 @@ impl Hooks {
         }
     }
 
-    /// The last hook that has functions, of those that forwarded packets pass, if the first function is connection
-    /// tracking: before it, a packet's flow is not known.
+    /// The last hook that has functions, of those that forwarded packets pass, if their connections are tracked.
     fn last_hook(&self, pf: Family) -> Option<Hook> {
         let chains = &self.chains[family_index(pf)];
-        let first = chains[Hook::PreRouting as usize].first()?;
         let passed = [Hook::PostRouting, Hook::Forward, Hook::PreRouting];
         let last = passed.into_iter().find(|hook| !chains[*hook as usize].is_empty());
-        last.filter(|_| matches!(first.function, Function::Conntrack))
+        last.filter(|_| self.tracks(pf))
+    }
+
+    /// Whether functions run before connection tracking: a packet's flow is not known then.
+    fn run_early(&self, pf: Family) -> bool {
+        let first = self.chains[family_index(pf)][Hook::PreRouting as usize].first();
+        self.tracks(pf) && first.is_some_and(|entry| !matches!(entry.function, Function::Conntrack))
     }
 
     /// Whether the ruleset tracks connections of forwarded packets, so that those of carried ones pass the workers.
@@ -408,8 +412,7 @@ impl Hooks {
         self.flows.as_deref()
     }
 
-    /// The flows whose packets may pass the hooks as was decided before: the functions look at nothing before
-    /// the packet's connection is known.
+    /// The flows whose packets may pass the hooks as was decided before.
     #[inline]
     pub fn decided_flows(&self) -> Option<&FlowTable> {
         self.flows.as_deref().filter(|_| self.decided_at != [None; 2])
@@ -486,7 +489,7 @@ impl Hooks {
     }
 
     /// `nf_hook_slow`: runs the functions until one does not accept.
-    pub fn run<T: Tracer>(
+    pub fn run<T: Observer>(
         &self,
         skb: &mut SkBuff,
         at: &mut HookState<'_>,
@@ -504,9 +507,12 @@ impl Hooks {
         if matches!(at.hook, Hook::PreRouting | Hook::LocalOut) {
             own.ct = if self.tracks(at.pf) { Ct::Null } else { Ct::Off };
         }
+        if at.hook == Hook::PreRouting && self.run_early(at.pf) && !tracer.is_traced() {
+            self.begin_to_learn(at.pf, own);
+        }
         let verdict = self.run_functions(skb, at, ctx, own, tracer);
         if verdict == Verdict::Accept && own.learnt.is_some() {
-            self.learn(at, ctx.tables, own);
+            self.learn(at, skb.mark, ctx.tables, own);
         }
         verdict
     }
@@ -531,9 +537,14 @@ impl Hooks {
         Basis { hooks: self.id, links: tables.links.id }
     }
 
-    /// The functions of a hook have accepted a packet of which is learnt.
-    fn learn(&self, at: &HookState<'_>, tables: &Tables, own: &mut HookStates) {
-        let Some(Learnt { of, passed, learner }) = &own.learnt else { return };
+    /// The functions of a hook have accepted a packet of which is learnt. `mark`: that which it has now.
+    fn learn(&self, at: &HookState<'_>, mark: u32, tables: &Tables, own: &mut HookStates) {
+        let Some(learnt) = &mut own.learnt else { return };
+        learnt.learner.end_hook();
+        if at.hook == Hook::PreRouting {
+            learnt.mark = mark;
+        }
+        let Learnt { of: Some(of), passed, mark, learner } = &*learnt else { return };
         if learner.varies {
             if let Some(flows) = &self.flows {
                 flows.note_varies(of);
@@ -542,7 +553,8 @@ impl Hooks {
         } else if self.decided_at[family_index(at.pf)] == Some(at.hook) {
             let ifindex = |link: Option<&Link>| link.map_or(0, |link| link.ifindex);
             let passed = own.journal.entries().get(*passed..).unwrap_or(&[]);
-            let decision = Decision::new(ifindex(at.iif), ifindex(at.oif), passed);
+            let decision = Decision::new(ifindex(at.iif), ifindex(at.oif), *mark, passed);
+            let decision = decision.map(|it| it.by_routes(learner.routes, own.ct, &own.decisions));
             match (decision, &self.flows) {
                 (Some(decision), Some(flows)) => {
                     flows.decide(of, own.decisions.remember(decision, self.basis(tables)));
@@ -555,7 +567,7 @@ impl Hooks {
     }
 
     /// Runs the functions of a hook.
-    fn run_functions<T: Tracer>(
+    fn run_functions<T: Observer>(
         &self,
         skb: &mut SkBuff,
         at: &mut HookState<'_>,

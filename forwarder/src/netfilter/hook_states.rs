@@ -93,6 +93,12 @@ impl HookStates {
         self.of = hooks.id;
     }
 
+    /// A burst begins. `changes`: a number that has increased if any route, interface or rule of routing has changed.
+    #[inline]
+    pub fn routes_are_of(&mut self, changes: u64) {
+        self.decisions.routes = changes;
+    }
+
     /// A burst begins: where the functions may have decided about flows, finds the flows of its packets, if `finds`,
     /// or when they are needed.
     #[inline]

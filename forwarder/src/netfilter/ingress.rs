@@ -2,11 +2,11 @@
 
 use super::hook::{HookCtx, Hooks, Verdict};
 use super::hook_states::HookStates;
-use super::nft::{DeviceChains, Family, NftVerdict};
+use super::nft::{DeviceChains, Family, NftVerdict, Observer};
 use crate::skb::SkBuff;
 use crate::tables::{Link, Tables};
+use crate::trace::Step;
 use crate::trace::step::Stage;
-use crate::trace::{Step, Tracer};
 
 /// Interfaces whose chains a worker remembers, by the lowest bits of their ifindexes: a power of two.
 const REMEMBERED: usize = 64;
@@ -89,7 +89,7 @@ impl Hooks {
     }
 
     /// `nf_ingress`: runs the chains of an interface on a packet that it has received.
-    pub fn run_ingress<T: Tracer>(
+    pub fn run_ingress<T: Observer>(
         &self,
         chains: DeviceChains,
         skb: &mut SkBuff,

@@ -18,12 +18,11 @@ mod passage;
 mod traced;
 mod tracking;
 
-pub use decision::Learner;
 pub use hook::{
     Answer, Hook, HookCtx, HookId, HookState, Hooks, NfHook, NfHookOps, Verdict, priority,
 };
 pub use hook_states::HookStates;
 pub use ingress::AtIngress;
 pub use net_hooks::NetHooks;
-pub use nft::Family;
-pub use passage::{Passage, Passed};
+pub use nft::{Family, Learner};
+pub use passage::{Allowed, Passage, Passed};

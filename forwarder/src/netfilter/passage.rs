@@ -27,10 +27,20 @@ pub struct Passage<'a> {
     len: usize,
     /// `ct->status`.
     status: u32,
-    /// Identifier of the decision, if it is looked at.
+    /// Identifier of the decision, if it is looked at, and the mark that PRE_ROUTING leaves.
     decided: u64,
+    mark: u32,
     /// CLOCK_MONOTONIC.
     now_ns: u64,
+}
+
+/// What was decided for a packet that may pass.
+#[derive(Debug, Clone, Copy)]
+pub struct Allowed<'s> {
+    /// What counts it.
+    pub counters: &'s [u32],
+    /// Its flow may be offloaded: what changes the decision voids the entry.
+    pub may_be_offloaded: bool,
 }
 
 /// Proof that a packet has passed all hooks.
@@ -54,15 +64,17 @@ impl<'a> Passage<'a> {
     ) -> Option<Passage<'a>> {
         let found = own.ahead.get(n, key, hooks.flows()?)?;
         let decided = found.decided();
-        // PRE_ROUTING accepts packets that come in there, and sets no mark.
-        if own.decisions.get(decided, hooks.basis(tables))?.iif != iif.ifindex {
+        // PRE_ROUTING accepts packets that come in there.
+        let decision = own.decisions.get(decided, hooks.basis(tables))?;
+        if decision.iif != iif.ifindex {
             return None;
         }
+        let mark = decision.mark;
         let pf = if key.is_ipv4() { Family::Ip } else { Family::Ip6 };
         let passage = Passage::of_found(found, packet, transport, own.monotonic_ns(now_ns))?;
         let may_translate = passage.status & IPS_NAT_MASK == 0 || hooks.translates(pf);
         // What was read is of this flow.
-        (may_translate && found.is_current()).then_some(Passage { decided, ..passage })
+        (may_translate && found.is_current()).then_some(Passage { decided, mark, ..passage })
     }
 
     /// The same of a packet of a flow that was found earlier, with the same hooks.
@@ -95,13 +107,19 @@ impl<'a> Passage<'a> {
         let Segment::Plain(plain) = Segment::of(protocol, header, len.checked_sub(offset)?)? else {
             return None;
         };
-        Some(Passage { found, plain, transport, len, status, decided: 0, now_ns })
+        Some(Passage { found, plain, transport, len, status, decided: 0, mark: 0, now_ns })
     }
 
     /// The flow, to find it again.
     #[inline(always)]
     pub fn flow(&self) -> FoundFlow {
         self.found.of()
+    }
+
+    /// The mark by which it is routed.
+    #[inline(always)]
+    pub fn mark(&self) -> u32 {
+        self.mark
     }
 
     #[inline(always)]
@@ -140,20 +158,21 @@ impl<'a> Passage<'a> {
         Some(Rewrite4::new(key, &target, self.translated()))
     }
 
-    /// The counters of a packet that leaves by `oif`, if it may pass: that was decided, and the translation is
-    /// possible.
+    /// What was decided for a packet that leaves by `oif`, if it may pass: also the translation is possible.
     #[inline(always)]
     pub fn may_pass<'s>(
         &self,
         oif: &Link,
         (hooks, tables): (&Hooks, &Tables),
         own: &'s HookStates,
-    ) -> Option<&'s [u32]> {
+    ) -> Option<Allowed<'s>> {
         let decision = own.decisions.get(self.decided, hooks.basis(tables))?;
         let may_leave = |target: NatTarget| target.may_leave_by(self.found.direction(), Some(oif));
         let holds = decision.oif == 0 || decision.oif == oif.ifindex;
-        (holds && self.target().is_none_or(may_leave) && self.found.is_current())
-            .then(|| decision.counters())
+        (holds && self.target().is_none_or(may_leave) && self.found.is_current()).then(|| Allowed {
+            counters: decision.counters(),
+            may_be_offloaded: !decision.has_other_routes,
+        })
     }
 
     /// The packet passes: it is translated and counted. To be called when it may pass. `rewrite`: see

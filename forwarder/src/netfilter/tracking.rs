@@ -1,10 +1,10 @@
 //! The function of connection tracking at PRE_ROUTING, or LOCAL_IN, and LOCAL_OUT.
 
-use super::conntrack::{Ct, FoundFlow, flow_key_of, may_be_masqueraded, nf_conntrack_in};
-use super::decision::{Learner, Learnt};
+use super::conntrack::{Ct, flow_key_of, may_be_masqueraded, nf_conntrack_in};
+use super::decision::Learnt;
 use super::hook::{Hook, HookCtx, HookState, Hooks, Verdict};
 use super::hook_states::HookStates;
-use super::nft::Family;
+use super::nft::{Family, Learner};
 use super::traced;
 use crate::skb::SkBuff;
 use crate::tables::Tables;
@@ -35,8 +35,15 @@ impl Hooks {
                 // Also of a packet that has been protected since.
                 own.is_invalid |= own.ct == Ct::Invalid;
                 let is_left = own.target.is_some() && !self.translates(at.pf);
-                if !own.is_invalid && !is_left && !tracer.is_traced() {
-                    self.begin_to_learn(at.pf, tracked.of, own);
+                // Where functions have run before, it has begun.
+                if own.learnt.is_none() && !tracer.is_traced() {
+                    self.begin_to_learn(at.pf, own);
+                }
+                match &mut own.learnt {
+                    Some(learnt) if tracked.is_plain && !own.is_invalid && !is_left => {
+                        learnt.of = Some(tracked.of);
+                    }
+                    learnt => *learnt = None,
                 }
                 match is_left || self.may_end(at, own, ctx.tables) {
                     true => Verdict::Punt,
@@ -64,13 +71,14 @@ impl Hooks {
     }
 
     /// Begins to learn what the functions do with the packets of a flow, unless they cannot be remembered, chains at
-    /// ingress have set the packet's mark, or it is of IPsec: another packet of the flow may not be.
-    fn begin_to_learn(&self, pf: Family, of: FoundFlow, own: &mut HookStates) {
+    /// ingress have set the packet's mark, or it is of IPsec: another packet of the flow may not be. The flow may not be
+    /// known yet.
+    pub(super) fn begin_to_learn(&self, pf: Family, own: &mut HookStates) {
         let may_learn =
             self.may_decide(pf) && !own.is_marked && !own.is_protected && own.received_by.is_none();
         if may_learn && own.decisions.are_used() {
             let passed = own.journal.entries().len();
-            own.learnt = Some(Learnt { of, passed, learner: Learner::default() });
+            own.learnt = Some(Learnt { of: None, passed, mark: 0, learner: Learner::default() });
         }
     }
 }

@@ -91,6 +91,8 @@ pub(super) struct FlowCache {
     basis: Basis,
     /// Changes with the basis.
     epoch: u32,
+    /// How often the basis has changed.
+    changes: u64,
     seed: u64,
     /// Packets of the current burst that passed without an entry.
     misses: usize,
@@ -100,7 +102,7 @@ impl FlowCache {
     /// Allocates an empty one. `seed`: random, so that nobody can choose flows that replace each other.
     pub fn new(seed: u64) -> FlowCache {
         let entries = (0..ENTRIES).map(|_| Entry::default()).collect();
-        FlowCache { entries, basis: Basis::default(), epoch: 1, seed, misses: 0 }
+        FlowCache { entries, basis: Basis::default(), epoch: 1, changes: 1, seed, misses: 0 }
     }
 
     /// A burst begins. Returns whether many packets of the last one were not found.
@@ -113,8 +115,15 @@ impl FlowCache {
         std::mem::take(&mut self.misses) > MISSES_MAX
     }
 
+    /// Increases when tables, routes or hooks change. At least 1.
+    #[inline]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
     #[cold]
     fn forget(&mut self) {
+        self.changes += 1;
         self.epoch = self.epoch.wrapping_add(1);
         if self.epoch == 0 {
             self.entries.fill(Entry::default());

@@ -169,6 +169,7 @@ fn forward_packets<M: Mode>(burst: &mut Burst, ctx: &mut Ctx<'_>) {
         let mut routes = BurstRoutes::look_up(packets, ctx.tables);
         if M::HOOKED && !M::TRACED {
             let has_misses = ctx.state.flow_cache.begin(Basis::of(ctx.tables, ctx.hooks));
+            ctx.state.hooks.routes_are_of(ctx.state.flow_cache.changes());
             ctx.state.hooks.look_ahead(packets, ctx.hooks, has_misses, ctx.now_ns);
         }
         let inbound_sas = &ctx.tables.xfrm.states().inbound;

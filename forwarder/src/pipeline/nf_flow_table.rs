@@ -27,7 +27,7 @@ use super::route6::ip6_route_input;
 use super::xfrm::passes_policies;
 use super::{Ctx, Exit};
 use crate::netfilter::conntrack::{FlowKey, flow_key4, flow_key6};
-use crate::netfilter::{Passage, Passed};
+use crate::netfilter::{Allowed, Passage, Passed};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib};
 use crate::tables::Link;
@@ -72,27 +72,13 @@ pub(super) fn nf_flow_offload_ip<'a>(
     let packet = (skb.network_header(), skb.network_len());
     let of = (ctx.hooks, ctx.tables);
     let passage = Passage::of((routes.n, &key), packet, transport, dev, of, own, ctx.now_ns)?;
-    let daddr = passage.daddr4().map_or(iph.daddr, Ipv4Addr::to_bits);
-    let iph = Iphdr { daddr, ..*iph };
-    let dst = match ip_route_input(skb, &iph, dev, routes, ctx) {
-        Ok(dst) => dst,
-        // Of several next hops, the translated header may select another one.
-        Err(Exit::Punt(_)) => return None,
-        Err(exit) => return Some(Err(exit)),
-    };
-    if let Err(exit) = check_egress::<Hooked>(dst.dev, ctx) {
-        return Some(Err(exit));
+    skb.mark = passage.mark();
+    let passed = route_and_pass4(passage, &key, skb, iph, dev, routes, ctx);
+    if !matches!(passed, Some(Ok(_))) {
+        // The functions set it.
+        skb.mark = 0;
     }
-    dst.resolve(Ipv4Addr::from_bits(daddr), ctx.tables);
-    if !is_ready(skb, dst) || !may_pass(&passage, &key, dst, ctx) {
-        return None;
-    }
-    if let Err(exit) = ip_forward_checks(skb, &iph, (dst, true), ctx) {
-        return Some(Err(exit));
-    }
-    let passed = pass(passage, &key, skb, dev, dst, ctx)?;
-    decrease_ttl(skb);
-    Some(Ok(Offloaded::Routed(passed_post_routing(skb, passed))))
+    passed
 }
 
 /// The same of an IPv6 packet that passed `ip6_rcv_core`.
@@ -124,6 +110,60 @@ pub(super) fn nf_flow_offload_ipv6<'a>(
     let packet = (skb.network_header(), skb.network_len());
     let of = (ctx.hooks, ctx.tables);
     let passage = Passage::of((routes.n, &key), packet, transport, dev, of, own, ctx.now_ns)?;
+    skb.mark = passage.mark();
+    let passed = route_and_pass6(passage, &key, skb, hdr, dev, routes, ctx);
+    if !matches!(passed, Some(Ok(_))) {
+        // The functions set it.
+        skb.mark = 0;
+    }
+    passed
+}
+
+/// An IPv4 packet, with the mark that PRE_ROUTING leaves.
+#[inline(always)]
+fn route_and_pass4<'a>(
+    passage: Passage<'_>,
+    key: &FlowKey,
+    skb: &mut SkBuff,
+    iph: &Iphdr,
+    dev: &'a Link,
+    routes: &mut BurstRoutes<'a>,
+    ctx: &mut Ctx<'a>,
+) -> Option<Result<Offloaded, Exit>> {
+    let daddr = passage.daddr4().map_or(iph.daddr, Ipv4Addr::to_bits);
+    let iph = Iphdr { daddr, ..*iph };
+    let dst = match ip_route_input(skb, &iph, dev, routes, ctx) {
+        Ok(dst) => dst,
+        // Of several next hops, the translated header may select another one.
+        Err(Exit::Punt(_)) => return None,
+        Err(exit) => return Some(Err(exit)),
+    };
+    if let Err(exit) = check_egress::<Hooked>(dst.dev, ctx) {
+        return Some(Err(exit));
+    }
+    dst.resolve(Ipv4Addr::from_bits(daddr), ctx.tables);
+    if !is_ready(skb, dst) || !may_pass(&passage, key, dst, ctx) {
+        return None;
+    }
+    if let Err(exit) = ip_forward_checks(skb, &iph, (dst, true), ctx) {
+        return Some(Err(exit));
+    }
+    let passed = pass(passage, key, skb, dev, dst, ctx)?;
+    decrease_ttl(skb);
+    Some(Ok(Offloaded::Routed(passed_post_routing(skb, passed))))
+}
+
+/// The same of an IPv6 packet.
+#[inline(always)]
+fn route_and_pass6<'a>(
+    passage: Passage<'_>,
+    key: &FlowKey,
+    skb: &mut SkBuff,
+    hdr: &Ipv6hdr,
+    dev: &'a Link,
+    routes: &mut BurstRoutes<'a>,
+    ctx: &mut Ctx<'a>,
+) -> Option<Result<Offloaded, Exit>> {
     let daddr = passage.daddr6().unwrap_or(hdr.daddr);
     let hdr = Ipv6hdr { daddr, ..*hdr };
     let dst = match ip6_route_input(skb, &hdr, dev, routes, ctx) {
@@ -136,13 +176,13 @@ pub(super) fn nf_flow_offload_ipv6<'a>(
         return Some(Err(exit));
     }
     dst.resolve(daddr, ctx.tables);
-    if !is_ready(skb, dst) || !may_pass(&passage, &key, dst, ctx) {
+    if !is_ready(skb, dst) || !may_pass(&passage, key, dst, ctx) {
         return None;
     }
     if let Err(exit) = ip6_forward_checks(skb, &hdr, (dev, true), dst, ctx) {
         return Some(Err(exit));
     }
-    let passed = pass(passage, &key, skb, dev, dst, ctx)?;
+    let passed = pass(passage, key, skb, dev, dst, ctx)?;
     decrease_hop_limit(skb);
     Some(Ok(Offloaded::Routed(passed_post_routing(skb, passed))))
 }
@@ -225,9 +265,9 @@ fn pass(
 ) -> Option<Passed> {
     let of = (ctx.hooks, ctx.tables);
     let state = &mut *ctx.state;
-    let counters = passage.may_pass(dst.dev, of, &state.hooks)?;
+    let Allowed { counters, may_be_offloaded } = passage.may_pass(dst.dev, of, &state.hooks)?;
     let (flow, rewrite) = (passage.flow(), passage.rewrite(key));
-    if state.offload.is_on() && !ctx.hooks.have_device_chains() {
+    if may_be_offloaded && state.offload.is_on() && !ctx.hooks.have_device_chains() {
         let offered = || OfferedFlow {
             flow,
             target: passage.target_key(),

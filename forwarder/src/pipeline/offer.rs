@@ -37,12 +37,14 @@ pub(super) fn offer(
     let is_open = on.ports.has(skb.port, OffloadPorts::RX)
         && on.ports.has(dst.port, OffloadPorts::TX)
         && ctx.out.offers.len() < OFFERS;
-    // Without rules, what is done with a packet depends on its addresses only.
+    // Without rules, what is done with a packet depends on its addresses only. The mark of packets of a connection is
+    // part of what was decided.
     let is_wide = due.is_none();
     let has_policies = ctx.tables.xfrm.concern_any();
     let is_seen =
         || !ctx.hooks.is_empty() || has_policies && ctx.tables.xfrm.see_more_than_addresses();
-    if !is_open || !is_simple(skb, dev, dst) || (is_wide && is_seen()) {
+    let is_marked = is_wide && skb.mark != 0;
+    if !is_open || is_marked || !is_simple(skb, dev, dst) || (is_wide && is_seen()) {
         return;
     }
     let (Some(in_dev), Some(tags)) = (dev.flow_number(), tags_of(dst.dev)) else { return };
@@ -209,7 +211,6 @@ fn is_simple(skb: &SkBuff, dev: &Link, dst: &Dst<'_>) -> bool {
         && obstacle_between(dev, dst.dev, dst.is_multipath()).is_none()
         && dst.dev.up
         && dst.fits(skb)
-        && skb.mark == 0
         && !dst.redirect
         && !is_l2_multicast(skb)
 }

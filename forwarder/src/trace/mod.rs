@@ -29,16 +29,6 @@ pub trait Tracer {
 
     /// Records a step of the current packet.
     fn step(&mut self, step: Step);
-
-    /// Whether it is told when a result depends on more than the packet's flow.
-    #[inline(always)]
-    fn is_learning(&self) -> bool {
-        false
-    }
-
-    /// A result depends on more than the packet's flow.
-    #[inline(always)]
-    fn varies(&mut self) {}
 }
 
 /// No packet is traced.

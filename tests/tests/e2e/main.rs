@@ -12,6 +12,7 @@ mod bench;
 mod capture;
 mod conntrack;
 mod control_clients;
+mod decided;
 mod devices;
 mod ecmp;
 mod faults;

@@ -51,7 +51,7 @@ fn flows(running: &Ferroute, name: &str) -> Result<u64> {
 }
 
 /// Whether packets of the conversations are forwarded by the program.
-fn are_offloaded(running: &Ferroute, all: &[&Conversation]) -> bool {
+pub fn are_offloaded(running: &Ferroute, all: &[&Conversation]) -> bool {
     eventually(|| {
         let others = || xdp(running, &["steer_ipv4", "steer_ipv6", "pass_no_flow"]);
         let Ok(before) = others() else { return false };

@@ -15,6 +15,9 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 pub const PSH: u8 = 0x08;
 pub const ACK: u8 = 0x10;
+const URG: u8 = 0x20;
+const ECE: u8 = 0x40;
+const CWR: u8 = 0x80;
 
 /// An address and a port.
 pub type End = (IpAddr, u16);
@@ -169,6 +172,9 @@ pub fn random_segment(rng: &mut Rng) -> Segment {
     let mut segment = Segment { flags: ACK, len, df: rng.one_in(2), ..Segment::default() };
     if rng.one_in(3) {
         segment.flags |= PSH;
+    }
+    if rng.one_in(6) {
+        segment.flags |= rng.pick(&[URG, ECE, CWR]);
     }
     // A timestamp option after two octets of padding.
     if rng.one_in(3) {

@@ -39,7 +39,7 @@ pub enum Reason {
     Multipath,
     /// Chains at ingress are evaluated for each packet.
     IngressChain,
-    /// The ruleset looks at more than the flow.
+    /// The ruleset looks at more than the flow, or at routes of which an entry knows nothing.
     RulesPerPacket,
     /// There are rules, which do not track connections.
     RulesWithoutTracking,
@@ -77,7 +77,9 @@ impl Reason {
             Reason::EgressQosMap => "it leaves by a VLAN with an egress-qos-map",
             Reason::Multipath => "its route has several next hops",
             Reason::IngressChain => "an interface has a chain at ingress",
-            Reason::RulesPerPacket => "rules look at more than the connection of a packet",
+            Reason::RulesPerPacket => {
+                "rules look at more than its connection, or at routes to addresses before or after NAT"
+            }
             Reason::RulesWithoutTracking => "there are rules, and they do not track connections",
             Reason::IpsecPolicy => {
                 "an IPsec policy concerns it, or (without connections) looks at more than addresses"

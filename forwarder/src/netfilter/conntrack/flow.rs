@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
 
 use super::tuple::{FlowKey, KEY_WORDS};
 use super::{CtInfo, Direction, FlowDesc, IPS_NAT_MASK, NatTarget};
+use crate::netfilter::decision::IS_NOT_OFFLOADED;
 
 /// In place of the identifier of a decision: the functions decide about each packet. No decision has it.
 const VARIES: u64 = 1;
@@ -341,9 +342,11 @@ impl Flow {
         }
     }
 
-    /// By direction: the functions decide about each packet.
+    /// By direction: the functions decide about each packet, or what was decided depends on routes of which an offloaded
+    /// flow knows nothing.
     pub fn varies(&self) -> [bool; 2] {
-        self.decided.each_ref().map(|decided| decided.load(Relaxed) == VARIES)
+        let of = |decided: u64| decided == VARIES || decided & IS_NOT_OFFLOADED != 0;
+        self.decided.each_ref().map(|decided| of(decided.load(Relaxed)))
     }
 }
 

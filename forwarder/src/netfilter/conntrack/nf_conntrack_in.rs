@@ -39,8 +39,10 @@ pub struct Tracked {
     pub ct: Ct,
     /// What NAT makes of it; `None`: it is not translated.
     pub target: Option<NatTarget>,
-    /// For which packets what happens to this one can be remembered.
+    /// Its flow.
     pub of: FoundFlow,
+    /// It neither opens nor closes the connection: what happens to it can be remembered for others.
+    pub is_plain: bool,
 }
 
 /// The key of an IPv4 packet, given from its header on. `None`: it is neither TCP nor UDP, is a fragment, has
@@ -152,7 +154,9 @@ pub fn nf_conntrack_in(
             }
             match if is_reset { found.reset(seq, ignores) } else { Reset::Closes } {
                 Reset::Carried => flows.carried_reset(number.flow()),
-                Reset::Invalid => return Some(Tracked { ct: Ct::Invalid, target: None, of }),
+                Reset::Invalid => {
+                    return Some(Tracked { ct: Ct::Invalid, target: None, of, is_plain: false });
+                }
                 Reset::Closes => {
                     flows.close(number.flow());
                     return None;
@@ -165,7 +169,8 @@ pub fn nf_conntrack_in(
     if let Some(plain) = plain {
         plain.pass(&found);
     }
-    Some(Tracked { ct: Ct::Established(info), target, of })
+    let is_plain = plain.is_some();
+    Some(Tracked { ct: Ct::Established(info), target, of, is_plain })
 }
 
 /// A packet of an established connection (`nf_conntrack_tcp_packet`, `nf_conntrack_udp_packet`).

@@ -54,7 +54,8 @@ pub struct FlowView {
     pub packets: [u64; 2],
     /// Their octets, from the IP header on (`skb->len` of nf_conntrack_acct).
     pub octets: [u64; 2],
-    /// Hook functions decide about each packet of the direction: nothing is remembered.
+    /// By direction: hook functions decide about each packet and nothing is remembered, or it depends on routes of which
+    /// an offloaded flow knows nothing. Either way it is not offloaded.
     pub varies: [bool; 2],
 }
 

@@ -4,11 +4,12 @@
 //! Chains at ingress are run by workers. Packets for an interface with a chain at egress are left to the kernel,
 //! before anything is changed in them: see `pipeline/nf_ingress.rs`.
 
+use super::learn::Observer;
 use super::packet::{Packet, Transport, is_valid};
 use super::program::{Base, BaseChainId, Journal, NftVerdict, Program};
 use super::ruleset::{BaseChain, Chain, Expr, Family, MetaKey, PayloadBase, Table};
 use crate::tables::Link;
-use crate::trace::{Step, Tracer};
+use crate::trace::Step;
 
 const NF_NETDEV_INGRESS: u32 = 0;
 const NF_NETDEV_EGRESS: u32 = 1;
@@ -229,7 +230,7 @@ impl Program {
     }
 
     /// `nf_ingress`: runs the chains of an interface on a packet that it has received.
-    pub(in crate::netfilter) fn run_ingress<T: Tracer>(
+    pub(in crate::netfilter) fn run_ingress<T: Observer>(
         &self,
         chains: DeviceChains,
         dev: &Link,

@@ -4,11 +4,12 @@
 use crate::netfilter::conntrack::{CT_STATE_ESTABLISHED, CT_STATE_INVALID, Ct, CtInfo};
 use crate::skb::PktType;
 use crate::tables::Link;
-use crate::trace::{NoTrace, Tracer};
+use crate::trace::NoTrace;
 
 use super::classify::KeyBuilder;
 use super::compile::meta_len;
 use super::fib::{self, Found};
+use super::learn::{Observer, Operands};
 use super::op::{Flow, Load, Op, RangeTest, Regs, Test};
 use super::packet::{Packet, View, find_header};
 use super::program::{
@@ -19,7 +20,6 @@ use super::ruleset::{
     CmpOp, CtKey, ExthdrOp, Family, FibKey, FibQuery, MetaKey, PayloadBase, TupleEnd,
 };
 use super::traced::{trace_policy, trace_write};
-use super::varies::loads_varying;
 use super::xt::{Connmark, ConnmarkMode};
 
 /// NFT_JUMP_STACK_SIZE.
@@ -48,7 +48,7 @@ impl Program {
     }
 
     /// The same, with what rules decide recorded.
-    pub fn run_traced<T: Tracer>(
+    pub fn run_traced<T: Observer>(
         &self,
         chain: BaseChainId,
         packet: &mut Packet<'_>,
@@ -66,6 +66,9 @@ impl Program {
         let Some(mut place) = Place::first(self, base.chain) else {
             return NftVerdict::Kernel(UNKNOWN_CHAIN);
         };
+        if let Some(learner) = tracer.learner() {
+            learner.begin_chain();
+        }
         let flow = loop {
             let view = packet.view();
             let mut run = Run { program: self, view, regs, mark, journal, tracer };
@@ -126,7 +129,7 @@ pub(super) struct Run<'a, T> {
     pub(super) tracer: &'a mut T,
 }
 
-impl<T: Tracer> Run<'_, T> {
+impl<T: Observer> Run<'_, T> {
     /// `nft_do_chain`. [`Flow::Return`]: the policy decides. [`Flow::Write`]: it continues after the write.
     fn chain(&mut self, place: &mut Place) -> Flow {
         let Place { mut at, mut end, ref mut stack, mut depth, ref mut resumed } = *place;
@@ -193,11 +196,11 @@ impl<T: Tracer> Run<'_, T> {
         let Some(classifier) = program.classifiers.get(step.classifier as usize) else {
             return self.rule(step.start, step.end);
         };
-        if self.tracer.is_learning() {
-            let family = self.view.packet.family;
-            if classifier.fields.iter().any(|(load, _)| loads_varying(*load, family)) {
-                self.tracer.varies();
-            }
+        if let Some(learner) = self.tracer.learner()
+            && learner.loads_differ(classifier.fields.iter().map(|(load, _)| load), &self.view)
+        {
+            // Bits that do not differ may decide about each rule.
+            return self.rule(step.start, step.end);
         }
         let mut key = KeyBuilder::new();
         for (field, (load, at)) in classifier.fields.iter().enumerate() {
@@ -226,9 +229,7 @@ impl<T: Tracer> Run<'_, T> {
         let program = self.program;
         let ops = program.ops.get(start as usize..end as usize).unwrap_or(&[]);
         for (op, next) in ops.iter().zip(start + 1..) {
-            if self.tracer.is_learning() && program.varies(op, self.view.packet.family) {
-                self.tracer.varies();
-            }
+            self.watch(op);
             if let Op::Test(test) = op {
                 if !self.test(test) {
                     return Flow::Break;
@@ -236,12 +237,32 @@ impl<T: Tracer> Run<'_, T> {
                 continue;
             }
             match self.op(op) {
-                Flow::Continue => {}
+                Flow::Continue => {
+                    if let Some(learner) = self.tracer.learner() {
+                        learner.loaded(op, program, &self.view);
+                    }
+                }
                 Flow::Write(_) => return Flow::Write(next),
                 other => return other,
             }
         }
         Flow::Continue
+    }
+
+    /// An operation is about to be evaluated.
+    #[inline]
+    fn watch(&mut self, op: &Op) {
+        if self.tracer.learner().is_none() {
+            return;
+        }
+        let loaded = match op {
+            Op::Test(Test { load, .. }) | Op::RangeTest(RangeTest { load, .. }) => self.load(*load),
+            _ => None,
+        };
+        let Run { program, view, regs, tracer, .. } = self;
+        if let Some(learner) = tracer.learner() {
+            learner.watch(op, &Operands { program, view, regs, loaded });
+        }
     }
 
     #[inline]
@@ -639,7 +660,7 @@ fn matched(matched: bool) -> Flow {
 
 /// `nft_cmp_eval`.
 #[inline]
-fn compares(value: &[u8], op: CmpOp, with: &[u8]) -> bool {
+pub(super) fn compares(value: &[u8], op: CmpOp, with: &[u8]) -> bool {
     match op {
         CmpOp::Eq => value == with,
         CmpOp::Neq => value != with,

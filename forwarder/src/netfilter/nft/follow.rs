@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::device::DeviceChains;
+use super::learn::Observer;
 use super::packet::Packet;
 use super::program::{BaseChainId, CounterPage, Journal, NftVerdict, Program};
 use super::ruleset::{Family, Ruleset};
@@ -12,7 +13,7 @@ use crate::netfilter::hook::{Hook, HookState};
 use crate::netfilter::ingress::AtIngress;
 use crate::skb::SkBuff;
 use crate::tables::Tables;
-use crate::trace::{Step, Tracer};
+use crate::trace::Step;
 
 /// What a ruleset needs to know of a packet besides its place.
 #[derive(Debug, Clone, Copy)]
@@ -91,7 +92,7 @@ impl Nft {
 
     /// Runs a base chain on a packet.
     #[inline]
-    pub fn run<T: Tracer>(
+    pub fn run<T: Observer>(
         &self,
         chain: BaseChainId,
         skb: &mut SkBuff,
@@ -144,7 +145,7 @@ impl Nft {
     }
 
     /// Runs the chains of an interface on a packet that it has received.
-    pub(in crate::netfilter) fn run_ingress<T: Tracer>(
+    pub(in crate::netfilter) fn run_ingress<T: Observer>(
         &self,
         chains: DeviceChains,
         skb: &mut SkBuff,

@@ -5,6 +5,7 @@
 //! - `fuse`, `classify`: make it fast;
 //! - `op`, `program`: the program;
 //! - `packet`, `eval`, `fib`, [`xfrm`], `write`, [`xt`]: run it on a packet; `traced`: with what rules decide recorded;
+//! - `learn`, `varies`: whether it does the same with every packet of a flow;
 //! - `device`: chains at the ingress and egress of interfaces;
 //! - `follow`: the program at the hooks, with the counters of all workers.
 //!
@@ -20,6 +21,7 @@ mod follow;
 mod fuse;
 mod intervals;
 mod key_table;
+mod learn;
 mod op;
 mod packet;
 mod program;
@@ -36,6 +38,7 @@ pub mod xt;
 pub use compile::{compile, compile_with_slack};
 pub use device::DeviceChains;
 pub use follow::{Around, Nft};
+pub use learn::{Learner, Observer, Routes};
 pub use packet::{Packet, Transport};
 pub use program::{
     BaseChainId, CounterKind, CounterPage, CounterPlace, JOURNAL_MAX, Journal, KernelRule,

@@ -221,8 +221,14 @@ pub(super) enum Bitwise2 {
 }
 
 /// The register file of one chain run. 8 octets at any register can be read at once.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Regs([u8; REGISTERS + 8]);
+
+impl Default for Regs {
+    fn default() -> Regs {
+        Regs::new()
+    }
+}
 
 impl Regs {
     #[inline]
@@ -268,6 +274,13 @@ impl Regs {
     pub(super) fn set_word(&mut self, at: usize, value: u32) {
         if let Some(to) = self.0.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<4>()) {
             *to = value.to_ne_bytes();
+        }
+    }
+
+    /// Sets bits of an octet, or clears them.
+    pub(super) fn set_bits(&mut self, at: u8, bits: u8, are_set: bool) {
+        if let Some(octet) = self.0.get_mut(usize::from(at)) {
+            *octet = if are_set { *octet | bits } else { *octet & !bits };
         }
     }
 

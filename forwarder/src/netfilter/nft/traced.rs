@@ -7,13 +7,14 @@ use std::ops::Range;
 
 use super::eval::Run;
 use super::follow::Nft;
+use super::learn::Observer;
 use super::op::{Flow, Load, Op};
 use super::program::{Program, Step};
 use super::ruleset::{Chain, CmpOp, Expr, Rule, Table};
 use crate::trace::step::RuleResult;
 use crate::trace::{self, Tracer, Value};
 
-impl<T: Tracer> Run<'_, T> {
+impl<T: Observer> Run<'_, T> {
     /// The operations of the rule at a step, with what it decides recorded.
     pub(super) fn traced_rule(&mut self, number: u32, (start, end): (u32, u32)) -> Flow {
         let program = self.program;

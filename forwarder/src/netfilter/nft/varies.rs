@@ -1,89 +1,160 @@
-//! Which operations give the same result for every packet of a carried flow.
+//! What differs between the packets of a carried flow.
 //!
-//! Constant are the version, protocol, addresses and ports of packets, which have no IP options or extension
-//! headers and are no fragments; the interfaces, which the caller compares; and the connection.
+//! Packets for which a decision is used have no IP options or extension headers and are no fragments; of TCP, they have
+//! ACK and neither SYN, FIN nor RST ([`Segment::Plain`]). So version, protocol, addresses, ports and these flags are the
+//! same for all of them; so are the interfaces, which the caller compares, and the connection.
+//!
+//! [`Segment::Plain`]: crate::netfilter::conntrack::Segment::Plain
 
-use super::op::{Load, Op};
-use super::program::Program;
+use super::op::Load;
+use super::packet::Packet;
 use super::ruleset::{Family, MetaKey, PayloadBase};
 use super::xt::Xt;
 
-impl Program {
-    /// Whether the result of an operation depends on more than the packet's flow and interfaces.
-    pub(super) fn varies(&self, op: &Op, family: Family) -> bool {
-        match op {
-            Op::Xt(of) => !matches!(**of, Xt::Policy(_)),
-            Op::Immediate { .. }
-            | Op::Flow(_)
-            | Op::Cmp { .. }
-            | Op::Range { .. }
-            | Op::MaskXor { .. }
-            | Op::Shift { .. }
-            | Op::Bitwise2 { .. }
-            | Op::Byteorder { .. }
-            | Op::Counter(_)
-            | Op::Ct { .. }
-            | Op::CtTuple { .. }
-            | Op::Notrack
+const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
+/// Length of an IPv4 header without options, and of the fixed IPv6 header, octets.
+const IPV4_HLEN: usize = 20;
+const IPV6_HLEN: usize = 40;
+/// Flags of TCP that packets do not have all alike: CWR, ECE, URG, PSH.
+const TCP_FLAGS: u8 = 0xe8;
+/// Of the octet with the flags of IPv4 and the upper bits of the fragment offset: the reserved bit, and DF.
+const IPV4_FLAGS: u8 = 0xc0;
+/// The lower half of the first octet of IPv6: a part of the traffic class.
+const IPV6_TRAFFIC_CLASS: u8 = 0x0f;
+/// Every bit.
+const ALL: u8 = 0xff;
+
+/// The headers of a flow's packets.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Headers {
+    family: Family,
+    protocol: u8,
+    /// Octets of the network header.
+    network: usize,
+    /// Octets of the transport header that all packets have.
+    transport: usize,
+}
+
+impl Headers {
+    /// `None`: it is not known which packets are of the same flow.
+    pub(super) fn of(packet: &Packet<'_>) -> Option<Headers> {
+        let network = match packet.family {
+            Family::Ip => IPV4_HLEN,
+            Family::Ip6 => IPV6_HLEN,
+            _ => return None,
+        };
+        let (protocol, _) = packet.transport.l4?;
+        let transport = match protocol {
+            IPPROTO_TCP => 20,
+            IPPROTO_UDP => 8,
+            _ => return None,
+        };
+        Some(Headers { family: packet.family, protocol, network, transport })
+    }
+
+    /// Whether the flow is one of TCP.
+    pub(super) fn are_tcp(&self) -> bool {
+        self.protocol == IPPROTO_TCP
+    }
+
+    /// Whether the flow is one of this protocol.
+    pub(super) fn are_of(&self, protocol: u8) -> bool {
+        self.protocol == protocol
+    }
+
+    /// The bits of an octet, counted from the network header, that differ between packets. `None`: not all packets have
+    /// it.
+    fn octet(&self, at: usize) -> Option<u8> {
+        let Some(at) = at.checked_sub(self.network) else {
+            return Some(match (self.family, at) {
+                // Version and header length; protocol; addresses.
+                (Family::Ip, 0 | 9 | 12..) => 0,
+                // The fragment offset is 0.
+                (Family::Ip, 6) => IPV4_FLAGS,
+                (Family::Ip, 7) => 0,
+                // Version.
+                (Family::Ip6, 0) => IPV6_TRAFFIC_CLASS,
+                // Next header; addresses.
+                (Family::Ip6, 6 | 8..) => 0,
+                _ => ALL,
+            });
+        };
+        match at {
+            // Ports.
+            0..4 => Some(0),
+            13 if self.are_tcp() => Some(TCP_FLAGS),
+            _ => (at < self.transport).then_some(ALL),
+        }
+    }
+
+    /// The same of an octet at an offset.
+    pub(super) fn payload(&self, base: PayloadBase, offset: usize) -> Option<u8> {
+        match base {
+            PayloadBase::Network => self.octet(offset),
+            PayloadBase::Transport => self.octet(self.network.checked_add(offset)?),
+            // Each neighbour has an address of its own.
+            PayloadBase::Link => None,
+        }
+    }
+
+    /// The bits of a loaded value, in little-endian order, that differ. `mark`: those of the packet's mark. `None`: not
+    /// all packets have it.
+    pub(super) fn load(&self, load: Load, mark: u32) -> Option<u128> {
+        match load {
+            Load::Payload { base, offset, len } => {
+                let octets = (0..usize::from(len)).rev();
+                octets
+                    .map(|at| self.payload(base, (offset as usize).checked_add(at)?))
+                    .try_fold(0, |bits: u128, octet| Some(bits << 8 | u128::from(octet?)))
+            }
+            Load::Meta(key) => Some(meta(key, mark)),
+            Load::Ct(_) => Some(0),
+        }
+    }
+
+    /// Whether the result of an extension of iptables differs.
+    pub(super) fn xt(&self, of: &Xt) -> bool {
+        match of {
+            Xt::Header(len) => usize::from(*len) > self.transport,
+            // The ports.
+            Xt::Multiport { .. } => false,
+            // The length of the packet.
+            Xt::Length6 { .. } => true,
+            // Options of TCP; a packet of UDP may be too short.
+            Xt::TcpMss { .. } => true,
+            // The first two octets of eight, which are a port.
+            Xt::Icmp { .. } => false,
             // Packets of a flow of which something is remembered are not of IPsec.
-            | Op::Xfrm { .. }
-            | Op::Nothing
-            | Op::Kernel(_) => false,
-            Op::Payload { base, offset, len, .. } => {
-                loads_varying(Load::Payload { base: *base, offset: *offset, len: *len }, family)
-            }
-            Op::Meta { key, .. } => loads_varying(Load::Meta(*key), family),
-            Op::Test(test) => loads_varying(test.load, family),
-            Op::RangeTest(test) => loads_varying(test.load, family),
-            // Elements that expire.
-            Op::Lookup { set, .. } => {
-                self.sets.get(*set as usize).is_none_or(|set| set.has_timeouts())
-            }
-            // Marks are not part of a decision; what the others look at is not examined.
-            Op::SetMark { .. }
-            | Op::SetCtMark { .. }
-            | Op::Connmark(_)
-            | Op::Write(_)
-            | Op::Exthdr { .. }
-            | Op::Fib { .. } => true,
+            Xt::Policy(_) => false,
+            // There are no extension headers. It is not used for IPv4.
+            Xt::Rt => self.family != Family::Ip6,
         }
     }
 }
 
-/// Whether a value differs between packets of a flow.
-pub(super) fn loads_varying(load: Load, family: Family) -> bool {
-    match load {
-        Load::Ct(_) => false,
-        Load::Payload { base, offset, len } => {
-            let is_within = |from: u32, to: u32| {
-                offset >= from && u64::from(offset) + u64::from(len) <= u64::from(to)
-            };
-            !match (base, family) {
-                // Version and header length; protocol; addresses.
-                (PayloadBase::Network, Family::Ip) => {
-                    is_within(0, 1) || is_within(9, 10) || is_within(12, 20)
-                }
-                // Next header; addresses.
-                (PayloadBase::Network, Family::Ip6) => is_within(6, 7) || is_within(8, 40),
-                // Ports.
-                (PayloadBase::Transport, _) => is_within(0, 4),
-                _ => false,
-            }
-        }
-        Load::Meta(key) => !matches!(
-            key,
-            MetaKey::L4Proto
-                | MetaKey::NfProto
-                | MetaKey::Protocol
-                | MetaKey::Iif
-                | MetaKey::Oif
-                | MetaKey::IifName
-                | MetaKey::OifName
-                | MetaKey::IifType
-                | MetaKey::OifType
-                | MetaKey::SecPath
-                // Of a decision, it stays 0.
-                | MetaKey::Mark
-        ),
+/// The bits of a value of `meta` that differ, as the register has it. `mark`: those of the packet's mark.
+pub(super) fn meta(key: MetaKey, mark: u32) -> u128 {
+    match key {
+        MetaKey::L4Proto
+        | MetaKey::NfProto
+        | MetaKey::Protocol
+        | MetaKey::Iif
+        | MetaKey::Oif
+        | MetaKey::IifName
+        | MetaKey::OifName
+        | MetaKey::IifType
+        | MetaKey::OifType
+        // Packets of a flow of which something is remembered are not of IPsec.
+        | MetaKey::SecPath
+        // Packets that are forwarded have no socket.
+        | MetaKey::SkUid
+        | MetaKey::SkGid
+        // No value.
+        | MetaKey::Other(_) => 0,
+        MetaKey::Mark => u32::from_le_bytes(mark.to_ne_bytes()).into(),
+        MetaKey::Len => u32::MAX.into(),
+        // By the destination of the link-layer header.
+        MetaKey::PktType => ALL.into(),
     }
 }

@@ -1,22 +1,21 @@
 //! Packets of carried flows that pass as was decided end as those for which the hook functions run.
 
 use std::net::IpAddr;
+use std::sync::atomic::AtomicU32;
 
 use proptest::prelude::*;
 
+use super::carried_rules::{MARK, Rules, ruleset};
 use super::*;
+use crate::fib::{Rule as RoutingRule, RuleAction};
+use crate::netfilter::HookStates;
 use crate::netfilter::conntrack::{
     FlowDesc, FlowKey, FlowTable, FlowView, FlowWriter, IPS_DST_NAT, IPS_SRC_NAT,
 };
 use crate::netfilter::nft::compile;
-use crate::netfilter::nft::ruleset::{
-    BaseChain, BitwiseOp, Chain, CmpOp, CtKey, Expr, Family as NftFamily, MetaKey, PayloadBase,
-    Reg, Rule, RuleVerdict, Ruleset, Table,
-};
-use crate::netfilter::{Hook, HookStates};
+use crate::tables::{Epochs, epochs};
 use crate::wire::checksum::{fold, pseudo_header_v4, pseudo_header_v6, transport_checksum};
 
-const REG: Reg = Reg(0);
 const MULTIPATH: &str = "10.20.0.0/16";
 
 /// Destinations of the flows, behind `right`: a route of each kind.
@@ -193,76 +192,14 @@ impl Packet {
     }
 }
 
-/// Established connections are counted and accepted, others dropped; with NAT. `is_closed`: FORWARD drops packets
-/// to port 80, the real one, behind a counter at PRE_ROUTING.
-fn ruleset(is_closed: bool) -> Ruleset {
-    let established = vec![
-        Expr::Ct { dreg: REG, key: CtKey::State },
-        Expr::Bitwise {
-            sreg: REG,
-            dreg: REG,
-            len: 4,
-            op: BitwiseOp::MaskXor { mask: 2u32.to_ne_bytes().to_vec(), xor: vec![0; 4] },
-        },
-        Expr::Cmp { sreg: REG, op: CmpOp::Neq, data: vec![0; 4] },
-        Expr::Counter { packets: 0, octets: 0 },
-        Expr::Verdict(RuleVerdict::Accept),
-    ];
-    let to_port_80 = vec![
-        Expr::Payload { dreg: REG, base: PayloadBase::Transport, offset: 2, len: 2 },
-        Expr::Cmp { sreg: REG, op: CmpOp::Eq, data: 80u16.to_be_bytes().to_vec() },
-        Expr::Counter { packets: 0, octets: 0 },
-        Expr::Verdict(RuleVerdict::Drop),
-    ];
-    let long = vec![
-        Expr::Meta { dreg: REG, key: MetaKey::OifName },
-        Expr::Cmp { sreg: REG, op: CmpOp::Eq, data: b"left\0".to_vec() },
-        Expr::Meta { dreg: REG, key: MetaKey::Len },
-        Expr::Cmp { sreg: REG, op: CmpOp::Gt, data: 200u32.to_ne_bytes().to_vec() },
-        Expr::Counter { packets: 0, octets: 0 },
-    ];
-    let counted = vec![Expr::Counter { packets: 0, octets: 0 }];
-    let forward = match is_closed {
-        true => vec![to_port_80, established],
-        false => vec![long, established],
-    };
-    let chain = |name: &str, kind: &str, hook: Hook, priority, rules: Vec<Vec<Expr>>| {
-        let base = BaseChain {
-            kind: kind.to_owned(),
-            hook: hook as u32,
-            priority,
-            policy_drops: hook == Hook::Forward,
-            devices: Vec::new(),
-        };
-        let numbered = (1..).zip(rules);
-        let rules = numbered.map(|(handle, exprs)| Rule { handle, exprs, comment: None }).collect();
-        Chain { name: name.to_owned(), base: Some(base), rules }
-    };
-    let chains = vec![
-        chain("pre", "filter", Hook::PreRouting, -150, vec![counted.clone()]),
-        chain("forward", "filter", Hook::Forward, 0, forward),
-        chain("post", "filter", Hook::PostRouting, 200, vec![counted]),
-        chain("nat", "nat", Hook::PostRouting, 100, Vec::new()),
-    ];
-    let table = Table {
-        family: NftFamily::Inet,
-        name: "t".to_owned(),
-        handle: 1,
-        dormant: false,
-        chains,
-        sets: Vec::new(),
-        objects: Vec::new(),
-        flowtables: Vec::new(),
-    };
-    Ruleset { generation: 1, tables: vec![table] }
-}
-
 /// A router with carried flows, which remembers what is decided, or not.
 struct Router {
     lab: Lab,
     flows: Arc<FlowTable>,
     writer: FlowWriter,
     registry: NetHooks,
+    /// Packets with [`MARK`] have routes of their own.
+    has_policy: bool,
 }
 
 impl Router {
@@ -286,17 +223,38 @@ impl Router {
             lab.state.hooks = HookStates::default();
         }
         table.set_valid(lab.now_ns);
-        let mut router = Router { lab, flows: table, writer, registry };
-        router.load(false);
+        let mut router = Router { lab, flows: table, writer, registry, has_policy: false };
+        router.load(Rules::Open);
         router
     }
 
-    fn load(&mut self, is_closed: bool) {
-        let ruleset = ruleset(is_closed);
+    fn load(&mut self, rules: Rules) {
+        let ruleset = ruleset(rules);
         let program = compile(&ruleset, 0);
         self.registry.set_nft(Some((ruleset, program)));
         self.lab.hooks = self.registry.published().load();
         self.lab.state.take_hook_states(&self.lab.hooks);
+    }
+
+    /// The tables that follow from the network, and whether a rule of routing is for the mark.
+    fn adapt(&mut self) {
+        if !self.has_policy {
+            return;
+        }
+        let routes = &self.lab.net.routes4;
+        let leaf =
+            |prefix| 1 + routes.iter().position(|it| it.0 == prefix).expect("a route") as u32;
+        let by_mark =
+            [("10.1.0.0/16", leaf("10.12.0.0/16")), ("10.20.0.0/16", leaf("10.9.0.0/16"))];
+        let by_mark = by_mark.map(|(prefix, leaf)| (prefix.parse().expect("a prefix"), leaf));
+        let fib4 = &mut self.lab.tables.fib4;
+        let main = Arc::clone(&fib4.tables[0]);
+        fib4.tables = Arc::new([main, Lpm4::from_routes(by_mark).expect("a table")]);
+        let lookup = |table| RuleAction::Lookup(Some(table));
+        let of_mark =
+            RoutingRule { fwmark: Some((MARK, !0)), ..RoutingRule::for_all(10, lookup(1)) };
+        fib4.rules = Arc::new([of_mark, RoutingRule::for_all(20, lookup(0))]);
+        (fib4.merged, fib4.local_table) = (false, Some(0));
     }
 
     /// What can be seen from outside after a burst.
@@ -329,7 +287,9 @@ enum Step {
     Mark(usize, u32),
     /// A flow is removed and entered again, or removed.
     Again(usize, bool),
-    Ruleset(bool),
+    Ruleset(Rules),
+    /// A rule of routing for packets with a mark comes or goes.
+    Policy(bool),
     /// The output interface has another name: a rule looks at it.
     Rename(bool),
     /// The other interface has the public address.
@@ -379,7 +339,14 @@ fn step() -> impl Strategy<Value = Step> {
         12 => prop::collection::vec(packet(), 1..12).prop_map(Step::Burst),
         1 => (0..6usize, 0..3u32).prop_map(|(flow, mark)| Step::Mark(flow, mark)),
         1 => (0..6usize, any::<bool>()).prop_map(|(flow, back)| Step::Again(flow, back)),
-        1 => any::<bool>().prop_map(Step::Ruleset),
+        2 => prop_oneof![
+            1 => Just(Rules::Open),
+            1 => Just(Rules::Closed),
+            3 => Just(Rules::Usual),
+            1 => Just(Rules::UsualPerPacket),
+        ]
+        .prop_map(Step::Ruleset),
+        1 => any::<bool>().prop_map(Step::Policy),
         1 => any::<bool>().prop_map(Step::Rename),
         1 => any::<bool>().prop_map(Step::Move),
         1 => (1..1000u64).prop_map(Step::Wait),
@@ -406,7 +373,11 @@ impl Router {
                     let _ = self.writer.insert(&desc);
                 }
             }
-            Step::Ruleset(is_closed) => self.load(is_closed),
+            Step::Ruleset(rules) => self.load(rules),
+            Step::Policy(has_policy) => {
+                self.has_policy = has_policy;
+                self.lab.publish();
+            }
             Step::Rename(other) => {
                 self.lab.net.links[1].name = if other { "lan" } else { "left" }.to_owned();
                 self.lab.publish();
@@ -439,6 +410,7 @@ impl Router {
                 self.lab.publish();
             }
         }
+        self.adapt();
     }
 }
 
@@ -533,6 +505,99 @@ fn a_packet_is_counted_here_or_by_the_kernel() {
             let by_flow = router.flows.views(0).map(|view| view.packets[0]).sum::<u64>();
             let expected = if is_kernels { (0, 0, 0) } else { (3, 2, 1) };
             assert_eq!((by_rules, by_mibs, by_flow), expected, "{flow:?} {ttl}");
+        }
+    }
+}
+
+/// A packet that neither opens nor closes its connection.
+fn plain(flow: usize, is_answer: bool) -> Packet {
+    Packet { flow, is_answer, ttl: 64, flags: 0x10, seq: 1, ack: 1, len: 10, odd: 0 }
+}
+
+/// Flows to a server in 10.0.0.0/8, of both protocols, without NAT and with each kind of it.
+fn flows_of_all_kinds() -> Vec<Flow> {
+    let flow = |n: u8| Flow {
+        server: 2,
+        is_ipv4: true,
+        is_tcp: n & 4 == 0,
+        nat: n & 3,
+        is_masqueraded: false,
+    };
+    (0..8).map(flow).collect()
+}
+
+#[test]
+fn rules_as_users_write_them_are_decided_until_a_route_changes() {
+    let flows = flows_of_all_kinds();
+    let mut router = Router::new(&flows, true);
+    router.load(Rules::Usual);
+    // How many packets of both directions are sent, and at how many hooks functions ran.
+    let round = |router: &mut Router| {
+        router.lab.state.hooks.functions_ran = 0;
+        let mut sent = 0;
+        for (flow, port) in (0..flows.len()).flat_map(|flow| [(flow, LEFT), (flow, RIGHT)]) {
+            let frame = plain(flow, port == RIGHT).frame(&flows);
+            router.lab.receive(port, &[frame]);
+            sent += router.lab.sent().len();
+            assert!(router.lab.punted().is_empty(), "flow {flow}, port {port}");
+        }
+        (sent, router.lab.state.hooks.functions_ran > 0)
+    };
+    let all = 2 * flows.len();
+    assert_eq!(round(&mut router), (all, true));
+    for _ in 0..3 {
+        assert_eq!(round(&mut router), (all, false));
+    }
+    // There is no route to the server any more: its answers are dropped by the filter of the reverse path.
+    router.change(&Step::Route(true), &flows);
+    assert_eq!(round(&mut router), (0, true));
+    router.change(&Step::Route(false), &flows);
+    assert_eq!(round(&mut router), (all, true));
+    assert_eq!(round(&mut router), (all, false));
+    // Packets of the original direction are routed by their mark.
+    router.change(&Step::Policy(true), &flows);
+    assert_eq!(round(&mut router), (all, true));
+    assert_eq!(round(&mut router), (all, false));
+    let leaf = router.lab.net.routes4.iter_mut().find(|it| it.0 == "10.12.0.0/16");
+    leaf.expect("a route").1 = FibInfo::special(RouteType::Blackhole);
+    router.lab.publish();
+    router.adapt();
+    assert_eq!(round(&mut router), (all / 2, true));
+    router.load(Rules::UsualPerPacket);
+    for _ in 0..3 {
+        assert_eq!(round(&mut router), (all / 2, true), "of TCP, each packet is looked at");
+    }
+}
+
+/// What an offloaded flow depends on are epochs of the source as received, and of the destination as routed.
+#[test]
+fn flows_for_which_routes_to_other_addresses_count_are_not_offered() {
+    let flows = flows_of_all_kinds();
+    let mut router = Router::new(&flows, true);
+    let ports = Arc::new(OffloadPorts::new(2));
+    for port in [LEFT, RIGHT] {
+        ports.set(port, OffloadPorts::RX | OffloadPorts::TX);
+    }
+    let state = PipelineState::new(0x5eed_5eed_5eed_5eed, 1);
+    router.lab.state = state.with_offload(ports, Arc::new(3.into()), 7);
+    let words: Box<[AtomicU32]> = (0..epochs::WORDS).map(|_| AtomicU32::new(0)).collect();
+    router.lab.tables.epochs = Arc::new(Epochs::new(Box::new(words)));
+    router.load(Rules::Usual);
+    router.lab.state.before_refresh(&router.lab.tables.epochs);
+    for (n, flow) in flows.iter().enumerate() {
+        for (port, bit) in [(LEFT, 2), (RIGHT, 1)] {
+            let frame = plain(n, port == RIGHT).frame(&flows);
+            for _ in 0..8 {
+                router.lab.receive(port, std::slice::from_ref(&frame));
+                assert_eq!(router.lab.sent().len(), 1, "{flow:?} {port}");
+            }
+            // `fib daddr type` at PRE_ROUTING, before the destination is translated.
+            let is_offered = !router.lab.out.offers.drain(..).as_slice().is_empty();
+            let is_translated = flow.nat & bit != 0;
+            assert_eq!(is_offered, !is_translated, "{flow:?} {port}");
+            let number = router.writer.number(&flow.desc(n).keys[0]).expect("it is there");
+            let view = router.flows.views(0).find(|view| view.number == number).expect("a view");
+            assert_eq!(view.varies[usize::from(port == RIGHT)], is_translated, "{flow:?} {port}");
         }
     }
 }

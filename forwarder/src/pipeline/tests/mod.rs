@@ -4,6 +4,7 @@
 //! belongs to the kernel only, and routes of every type.
 
 mod carried;
+mod carried_rules;
 mod conservation;
 mod fragments;
 mod hold;

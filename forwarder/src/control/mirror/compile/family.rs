@@ -407,10 +407,15 @@ impl<A: RibAddr> FamilyCompiler<A> {
         let is_odd = |ids: &[u32]| ids.len() > 1 || ids.iter().any(expired);
         let is_odd =
             is_odd(rib.get(table, net)) || (with_local && is_odd(rib.get(RT_TABLE_LOCAL, net)));
-        self.irregular_changed |= match is_odd {
+        let has_changed = match is_odd {
             true => self.irregular.insert((table, net)),
             false => self.irregular.remove(&(table, net)),
         };
+        if has_changed {
+            self.irregular_changed = true;
+            // What rules find with `fib` may differ, even if the route for packets is the same.
+            self.changed.push(net);
+        }
     }
 
     fn is_usable(&self, id: u32) -> bool {

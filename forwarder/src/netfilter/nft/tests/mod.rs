@@ -21,7 +21,7 @@ use crate::netfilter::Hook;
 use crate::netfilter::conntrack::{Ct, CtInfo, Direction};
 use crate::skb::{FramePool, IpSummed, PktType, SkBuff, Umem};
 use crate::tables::Link;
-use crate::trace::{NoTrace, Tracer};
+use crate::trace::NoTrace;
 
 /// A packet and where it is.
 #[derive(Debug, Clone)]
@@ -119,7 +119,7 @@ fn run(program: &Program, input: &Input) -> Output {
     run_traced(program, input, &mut NoTrace)
 }
 
-fn run_traced<T: Tracer>(program: &Program, input: &Input, tracer: &mut T) -> Output {
+fn run_traced<T: Observer>(program: &Program, input: &Input, tracer: &mut T) -> Output {
     let mut pool = Umem::anonymous(4).into_pool();
     let mut skb = input.skb(&mut pool);
     let mut journal = Journal::new();

@@ -26,7 +26,7 @@ impl Rng {
         self.below(n) == 0
     }
 
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
+    pub(super) fn pick<T: Clone>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())].clone()
     }
 
@@ -44,7 +44,10 @@ fn field(rng: &mut Rng) -> (Expr, usize, Vec<u8>) {
         name.resize(16, 0);
         name
     };
-    match rng.below(18) {
+    match rng.below(21) {
+        18 => (transport(13, 1), 1, vec![rng.pick(&[0x02, 0x12, 0x10, 0x18, 0, 0x29])]),
+        19 => (network(6, 2), 2, vec![rng.pick(&[0, 0x40, 0x20]), rng.pick(&[0, 1])]),
+        20 => (network(8, 1), 1, vec![rng.pick(&[64, 1])]),
         0..3 => (network(12, 4), 4, address(rng)),
         3 => (network(16, 4), 4, address(rng)),
         4 => (network(12, 1), 1, vec![rng.pick(&[10, 11])]),
@@ -88,9 +91,13 @@ fn test(rng: &mut Rng, exprs: &mut Vec<Expr>) {
         0 => exprs.push(Expr::Cmp { sreg: reg, op: CmpOp::Neq, data: value }),
         1 => {
             let bits = rng.below(len * 8 + 1);
-            let mask: Vec<u8> = (0..len)
-                .map(|at| (0xff00u16 >> bits.saturating_sub(at * 8).min(8)) as u8)
-                .collect();
+            let mask: Vec<u8> = match len {
+                // Of flags.
+                1 if rng.one_in(2) => vec![rng.pick(&[0x02, 0x06, 0x17, 0x3f, 0x12, 0x28])],
+                _ => (0..len)
+                    .map(|at| (0xff00u16 >> bits.saturating_sub(at * 8).min(8)) as u8)
+                    .collect(),
+            };
             value.iter_mut().zip(&mask).for_each(|(octet, mask)| *octet &= mask);
             let op = BitwiseOp::MaskXor { mask, xor: vec![0; len] };
             exprs.push(Expr::Bitwise { sreg: reg, dreg: reg, len: len as u8, op });
@@ -440,6 +447,7 @@ pub(super) fn input(rng: &mut Rng) -> Input {
     let options = [1, 1, 2, 4, 5, 0xb4, 3, 3, 7, 0, 0, 0];
     let mut tcp = tcp(&options[..rng.pick(&[0, 4, 8, 12])]);
     tcp[3] = rng.pick(&[80, 81, 22]);
+    tcp[13] = rng.pick(&[0x02, 0x10, 0x18, 0x12, 0x11, 0x04, 0x29, 0]);
     if rng.one_in(8) {
         tcp[12] = rng.next() as u8;
     }
