@@ -98,7 +98,7 @@ impl<'a> State<'a> {
             }
         }
         let kernel = program.kernel_rules().map(|rule| {
-            let KernelRule { table, chain, handle, text } = rule;
+            let KernelRule { table, chain, handle, text, .. } = rule;
             ((table.as_str(), chain.as_str(), *handle), text.as_str())
         });
         let of_hooks = nft.base_chains().filter(|(_, hook, ..)| *hook != Hook::LocalIn);

@@ -67,7 +67,7 @@ impl Compiled {
     /// Rules of which packets that reach them are left to the kernel, a line each.
     pub fn kernel_rules(&self) -> Vec<String> {
         let line = |rule: &KernelRule| {
-            let KernelRule { table, chain, handle, text } = rule;
+            let KernelRule { table, chain, handle, text, .. } = rule;
             format!("nftables: {table} {chain} handle {handle}: {text}")
         };
         self.program.kernel_rules().map(line).collect()

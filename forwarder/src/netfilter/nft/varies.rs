@@ -87,3 +87,32 @@ pub(super) fn loads_varying(load: Load, family: Family) -> bool {
         ),
     }
 }
+
+/// What differs between packets of a flow of this family and protocol, where there is no packet to look at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Headers {
+    family: Family,
+}
+
+impl Headers {
+    pub(super) fn of_flow(family: Family, _protocol: u8) -> Headers {
+        Headers { family }
+    }
+
+    /// The bits of an octet that differ.
+    pub(super) fn payload(&self, base: PayloadBase, offset: usize) -> Option<u8> {
+        let offset = u32::try_from(offset).ok()?;
+        let varies = loads_varying(Load::Payload { base, offset, len: 1 }, self.family);
+        Some(if varies { 0xff } else { 0 })
+    }
+
+    /// The bits of a value that differ.
+    pub(super) fn load(&self, load: Load) -> Option<u128> {
+        Some(if loads_varying(load, self.family) { u128::MAX } else { 0 })
+    }
+
+    /// Whether the result of an operation differs that neither loads nor compares.
+    pub(super) fn differs(&self, program: &Program, op: &Op) -> bool {
+        program.varies(op, self.family)
+    }
+}

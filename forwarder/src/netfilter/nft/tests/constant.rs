@@ -25,7 +25,7 @@ fn learn(program: &Program, input: &Input) -> Option<(Vec<u32>, bool)> {
 }
 
 /// Whether packets of this kind are carried: plain TCP or UDP.
-fn is_carried(input: &Input) -> bool {
+pub(super) fn is_carried(input: &Input) -> bool {
     let net = &input.net;
     let is_plain = match input.family {
         Family::Ip => {
