@@ -18,7 +18,7 @@ mod passage;
 mod traced;
 mod tracking;
 
-pub use decision::Learner;
+pub use decision::{COUNTERS_MAX, Learner};
 pub use hook::{
     Answer, Hook, HookCtx, HookId, HookState, Hooks, NfHook, NfHookOps, Verdict, priority,
 };
