@@ -117,15 +117,15 @@ fn advice_for_the_maximum_segment_size() -> Result<()> {
     follow(&Case {
         before: &[
             CHAIN,
-            "add rule inet fw forward tcp option maxseg size set 1300",
+            "add rule inet fw forward tcp option maxseg size set rt mtu",
             "add rule inet fw forward ct state { new, established, related } accept",
         ],
         after: &[
-            "insert rule inet fw forward tcp flags & (syn | rst) == syn tcp option maxseg size set 1300",
+            "insert rule inet fw forward tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
             "delete rule inet fw forward handle 2",
         ],
         said: &[
-            "forward handle 2: exthdr set: ",
+            "forward handle 2: rt: ",
             "do: if it sets the maximum segment size: match SYN before it",
         ],
         unsaid: "stay with the kernel",

@@ -89,7 +89,7 @@ enum Kind {
     New,
     /// `flow add`.
     Flowtable,
-    /// The maximum segment size, which only SYN has.
+    /// The maximum segment size, which only SYN has; also `rt mtu`, to which it is set.
     Mss,
     Notrack,
     /// Writes addresses or ports.
@@ -111,7 +111,7 @@ impl Kind {
             Kind::New
         } else if begins(&["flow add", "flow_offload"]) {
             Kind::Flowtable
-        } else if begins(&["exthdr set", "xt target TCPMSS"]) {
+        } else if text == "rt" || begins(&["exthdr set", "xt target TCPMSS"]) {
             Kind::Mss
         } else if begins(&["notrack", "xt target NOTRACK", "xt target CT"]) {
             Kind::Notrack
@@ -220,6 +220,7 @@ mod tests {
             ("xt match connlimit", Kind::New),
             ("flow add @ft", Kind::Flowtable),
             ("exthdr set", Kind::Mss),
+            ("rt", Kind::Mss),
             ("xt target TCPMSS", Kind::Mss),
             ("notrack", Kind::Notrack),
             ("xt match set", Kind::Ipset),
