@@ -19,7 +19,11 @@ enum RulesVerb {
     /// Show tables, chains, rules, sets and counters in nft's syntax.
     ///
     /// A rule that is left to the kernel is marked, with the reason: packets that reach it are handed to the
-    /// kernel. Expressions that this version cannot write in nft's syntax are in brackets, as
+    /// kernel. While connections are tracked, a rule is marked `per packet` if packets of carried connections reach it
+    /// and its result may differ between packets of one connection, with the expression that makes it so; for rules that are
+    /// left to the kernel it is said if no such packet reaches them.
+    ///
+    /// Expressions that this version cannot write in nft's syntax are in brackets, as
     /// `nft --debug=netlink` prints them.
     ///
     /// Counters show what the kernel had counted when the ruleset was last read, plus what workers have counted.

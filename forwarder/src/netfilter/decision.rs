@@ -22,7 +22,7 @@ const NUMBER_SHIFT: u32 = DECISIONS.ilog2() + 1;
 /// How full the table may be.
 const DECISIONS_MAX: usize = DECISIONS / 4 * 3;
 /// Counters of a decision.
-const COUNTERS_MAX: usize = 6;
+pub const COUNTERS_MAX: usize = 6;
 
 /// What the functions of all hooks do with packets: they accept and count them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -18,6 +18,7 @@ mod passage;
 mod traced;
 mod tracking;
 
+pub use decision::COUNTERS_MAX;
 pub use hook::{
     Answer, Hook, HookCtx, HookId, HookState, Hooks, NfHook, NfHookOps, Verdict, priority,
 };

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod accounting;
+mod advice;
 mod api;
 mod bench;
 mod capture;

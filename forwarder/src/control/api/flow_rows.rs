@@ -10,6 +10,7 @@ use xdp_prog::offload::Width;
 use super::flow_filter::prefixes;
 use crate::control::config::ipnet::IpNet;
 use crate::control::conntrack::{Tuple, TupleFields, protocol_name};
+use crate::control::nftables::print::one_line;
 
 /// Why the XDP program does not forward the packets of a flow by itself. The names in JSON do not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -101,10 +102,13 @@ impl Reason {
 }
 
 /// Why a flow is not offloaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NotOffloaded {
     /// The reason.
     pub reason: Reason,
+    /// With [`Reason::RulesPerPacket`]: the first rule that is evaluated for each packet, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
     /// With [`Reason::BelowThreshold`].
     #[serde(flatten)]
     pub counted: Option<CountedPackets>,
@@ -358,8 +362,11 @@ impl fmt::Display for Forwarding {
 impl Forwarding {
     /// A line with what is only shown with details, after `title`.
     fn write_details(&self, title: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(NotOffloaded { reason, counted }) = self.not_offloaded {
+        if let Some(NotOffloaded { reason, rule, counted }) = &self.not_offloaded {
             write!(f, "    {title}not offloaded, {}: {}", reason.key(), reason.text())?;
+            if let Some(rule) = rule {
+                write!(f, ": {}", one_line(rule))?;
+            }
             if let Some(CountedPackets { packets_in_window, threshold }) = counted {
                 write!(f, " ({packets_in_window} of {threshold})")?;
             }
@@ -536,8 +543,8 @@ mod tests {
     #[test]
     fn connections_say_of_each_direction_whether_it_is_offloaded() {
         let counted = Some(CountedPackets { packets_in_window: 2, threshold: 4 });
-        let why = NotOffloaded { reason: Reason::BelowThreshold, counted };
-        let slow = Forwarding { not_offloaded: Some(why), ..Forwarding::default() };
+        let why = NotOffloaded { reason: Reason::BelowThreshold, rule: None, counted };
+        let slow = Forwarding { not_offloaded: Some(why.clone()), ..Forwarding::default() };
         let direction = |source, destination, ports, forwarding| DirectionRow {
             tuple: tuple(source, destination, 6, ports),
             packets: 7,

@@ -13,8 +13,10 @@ use serde::{Serialize, Serializer};
 use super::Format;
 use super::rows::{List, ListError, RowWriter};
 use crate::control::nftables::print::{self, Printer, one_line};
+use crate::control::nftables::varying;
 use crate::netfilter::Hook;
 use crate::netfilter::nft::Nft;
+use crate::netfilter::nft::carried_rules::{Meets, carried_rules};
 use crate::netfilter::nft::ruleset::{Chain, Data, Expr, OBJECT_COUNTER, Rule, RuleVerdict, Table};
 use crate::netfilter::nft::{CounterKind, CounterPlace, KernelRule};
 
@@ -24,6 +26,14 @@ const NONE: &str = "no nftables ruleset is applied by the workers";
 const NOT_REACHED: &str = "packets in userspace do not reach the chain";
 /// What is said of a chain for packets to the router, of which workers have only those of IPsec.
 const OF_IPSEC: &str = "of packets in userspace, only those of IPsec reach the chain";
+
+/// What is said of a rule that is left to the kernel, but whose expression packets of carried connections do not reach.
+const NOT_MET: &str = " (reached by no carried packet)";
+
+/// What is said of a chain at ingress while connections are tracked.
+const EACH_PACKET: &str = "each packet is evaluated, also of carried connections";
+/// What is said of a chain with a priority of NAT.
+const BESIDE_NAT: &str = "it has the priority of NAT: connections with NAT are left to the kernel";
 
 /// Answers a request for the ruleset.
 #[derive(Debug)]
@@ -73,6 +83,11 @@ struct State<'a> {
     bases: HashSet<&'a str>,
     /// Those at input, which workers run for IPsec packets.
     inputs: HashSet<&'a str>,
+    /// What is said of base chains.
+    notes: HashMap<&'a str, &'static str>,
+    /// What packets of carried connections meet in rules, by the place of the rule, and whether all packets that may reach
+    /// the rule are of tracked families; empty if none are tracked.
+    carried: HashMap<*const Rule, (Meets, bool)>,
 }
 
 /// What the workers do with a rule.
@@ -98,7 +113,7 @@ impl<'a> State<'a> {
             }
         }
         let kernel = program.kernel_rules().map(|rule| {
-            let KernelRule { table, chain, handle, text } = rule;
+            let KernelRule { table, chain, handle, text, .. } = rule;
             ((table.as_str(), chain.as_str(), *handle), text.as_str())
         });
         let of_hooks = nft.base_chains().filter(|(_, hook, ..)| *hook != Hook::LocalIn);
@@ -106,7 +121,16 @@ impl<'a> State<'a> {
         let bases = bases.map(|base| program.chain_name(base)).collect();
         let at_input = nft.base_chains().filter(|(_, hook, ..)| *hook == Hook::LocalIn);
         let inputs = at_input.map(|(_, _, _, base)| program.chain_name(base)).collect();
-        State { nft, counters, objects, kernel: kernel.collect(), bases, inputs }
+        let carried = carried_rules(program, nft.ruleset()).into_iter();
+        let carried = carried.map(|of| (std::ptr::from_ref(of.rule), (of.meets, of.is_tracked)));
+        let (kernel, carried) = (kernel.collect(), carried.collect());
+        let name = |base| program.chain_name(base);
+        let mut notes = HashMap::new();
+        if program.tracks_connections() {
+            notes.extend(program.ingress_chains().map(|base| (name(base), EACH_PACKET)));
+        }
+        notes.extend(program.beside_nat().into_iter().map(|base| (name(base), BESIDE_NAT)));
+        State { nft, counters, objects, kernel, bases, inputs, notes, carried }
     }
 
     /// Counts of kernel and workers together; those of the kernel alone if the workers do not count.
@@ -193,8 +217,11 @@ impl<'a> State<'a> {
         }
         for chain in &table.chains {
             let chain_name = chain.name.as_str();
+            let base = format!("{} {chain_name}", view.name);
             let note = match view.reached.contains(chain_name) {
-                true => String::new(),
+                true => {
+                    self.notes.get(base.as_str()).map_or_else(String::new, |it| format!(" # {it}"))
+                }
                 false if view.of_ipsec.contains(chain_name) => format!(" # {OF_IPSEC}"),
                 false => format!(" # {NOT_REACHED}"),
             };
@@ -253,6 +280,27 @@ impl<'a> TableView<'a> {
         self.state.kernel.get(&place).map_or(Evaluated::Userspace, |why| Evaluated::Kernel(why))
     }
 
+    /// What packets of carried connections meet in a rule. `None`: connections are not tracked, or workers do not run the
+    /// chain on packets that they forward.
+    fn meets(&self, chain: &Chain, rule: &Rule) -> Option<&Meets> {
+        let is_run = self.reached.contains(chain.name.as_str());
+        let found = self.state.carried.get(&std::ptr::from_ref(rule)).filter(|_| is_run)?;
+        Some(&found.0)
+    }
+
+    /// Whether no packet of workers reaches what a rule leaves to the kernel: packets of tracked families that are of no
+    /// carried connection are the kernel's already.
+    fn is_not_met(&self, rule: &Rule) -> bool {
+        let found = self.state.carried.get(&std::ptr::from_ref(rule));
+        found.is_some_and(|(meets, is_tracked)| *is_tracked && *meets != Meets::Kernel)
+    }
+
+    /// What in a rule differs between packets of a carried connection.
+    fn varying(&self, rule: &'a Rule, meets: Option<&Meets>) -> Option<String> {
+        let Some(Meets::PerPacket(by)) = meets else { return None };
+        varying::reason(&self.printer, self.table, rule, by)
+    }
+
     /// The counts of a counter of a rule.
     fn count(&self, chain: &Chain, rule: &Rule, at: usize) -> Option<Count> {
         let Some(Expr::Counter { packets, octets }) = rule.exprs.get(at) else { return None };
@@ -263,13 +311,18 @@ impl<'a> TableView<'a> {
     fn rule_line(&self, chain: &Chain, rule: &'a Rule) -> String {
         let counts = |at| self.count(chain, rule, at).map(|count| (count.packets, count.bytes));
         let text = self.printer.rule(rule, &counts);
-        let kernel = match self.evaluated(chain, rule) {
+        let meets = self.meets(chain, rule);
+        let note = match self.evaluated(chain, rule) {
             Evaluated::Kernel(why) if why != NOT_REACHED => {
-                format!(", left to the kernel: {}", one_line(why))
+                let note = if self.is_not_met(rule) { NOT_MET } else { "" };
+                format!(", left to the kernel: {}{note}", one_line(why))
             }
-            _ => String::new(),
+            _ => {
+                let varying = self.varying(rule, meets);
+                varying.map_or_else(String::new, |varying| format!(", per packet: {varying}"))
+            }
         };
-        format!("{text} # handle {}{kernel}", rule.handle)
+        format!("{text} # handle {}{note}", rule.handle)
     }
 
     fn objects(&self) -> Vec<ObjectJson<'a>> {
@@ -308,6 +361,13 @@ impl<'a> TableView<'a> {
             counters: (0..rule.exprs.len()).filter_map(|at| self.count(chain, rule, at)).collect(),
             evaluated_by,
             why,
+            carried: self.meets(chain, rule).map(|meets| match meets {
+                Meets::NotReached => "not_reached",
+                Meets::Constant => "constant",
+                Meets::PerPacket(_) => "per_packet",
+                Meets::Kernel => "kernel",
+            }),
+            differs: self.varying(rule, self.meets(chain, rule)),
         }
     }
 }
@@ -367,6 +427,11 @@ struct RuleJson {
     evaluated_by: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
+    /// While connections are tracked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    carried: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    differs: Option<String>,
 }
 
 /// Counts of the kernel, when the ruleset was read, and of the workers together, and those of the kernel alone.
@@ -385,7 +450,9 @@ mod tests {
     use crate::netfilter::conntrack::Ct;
     use crate::netfilter::hook::{Hook, HookState};
     use crate::netfilter::nft::NftVerdict;
-    use crate::netfilter::nft::ruleset::{BaseChain, Object, Ruleset};
+    use crate::netfilter::nft::ruleset::{
+        BaseChain, BitwiseOp, CmpOp, CtKey, Object, PayloadBase, Reg, Ruleset,
+    };
     use crate::netfilter::nft::{Around, Family, Journal, Transport, compile};
     use crate::skb::{SkBuff, Umem};
     use crate::trace::NoTrace;
@@ -543,6 +610,61 @@ table inet filter {
 }
 ";
         assert_eq!(rendered(Some(passed()), Format::Text), Rendered::Text(expected.into()));
+    }
+
+    #[test]
+    fn what_carried_connections_meet_is_noted() {
+        let (reg, four) = (Reg(0), vec![6, 0, 0, 0]);
+        let ttl = Expr::Payload { dreg: reg, base: PayloadBase::Network, offset: 8, len: 1 };
+        let ttl = vec![ttl, Expr::Cmp { sreg: reg, op: CmpOp::Lt, data: vec![10] }];
+        let op = BitwiseOp::MaskXor { mask: four, xor: vec![0; 4] };
+        let established = vec![
+            Expr::Ct { dreg: reg, key: CtKey::State },
+            Expr::Bitwise { sreg: reg, dreg: reg, len: 4, op },
+            Expr::Cmp { sreg: reg, op: CmpOp::Neq, data: vec![0; 4] },
+            Expr::Verdict(RuleVerdict::Accept),
+        ];
+        let other = |text: &str| vec![Expr::Other(text.into())];
+        let rules = vec![
+            rule(2, ttl),
+            rule(3, other("limit")),
+            rule(4, established),
+            rule(5, other("log")),
+        ];
+        let table = Table {
+            family: Family::Ip,
+            name: "t".into(),
+            handle: 1,
+            dormant: false,
+            chains: vec![chain("f", Some(2), rules)],
+            sets: vec![],
+            objects: vec![],
+            flowtables: vec![],
+        };
+        let ruleset = Ruleset { generation: 1, tables: vec![table] };
+        let program = compile(&ruleset, 0);
+        let nft = Arc::new(Nft::new(ruleset, program, 1, None));
+        let Rendered::Text(text) = rendered(Some(Arc::clone(&nft)), Format::Text) else {
+            panic!("no text")
+        };
+        let notes: Vec<&str> =
+            text.lines().filter_map(|line| line.split_once(" # ").map(|(_, note)| note)).collect();
+        let expected = [
+            "handle 2, per packet: ip ttl",
+            "handle 3, left to the kernel: limit",
+            "handle 4",
+            "handle 5, left to the kernel: log (reached by no carried packet)",
+        ];
+        assert_eq!(notes, expected);
+        let Rendered::Json(json) = rendered(Some(nft), Format::Json) else { panic!("no JSON") };
+        let rules = &json[0]["chains"][0]["rules"];
+        let carried: Vec<_> = (0..4).map(|n| rules[n]["carried"].as_str()).collect();
+        let expected = ["per_packet", "kernel", "constant", "not_reached"].map(Some);
+        assert_eq!(carried, expected);
+        assert_eq!(
+            (&rules[0]["differs"], &rules[2]["differs"]),
+            (&serde_json::json!("ip ttl"), &serde_json::Value::Null)
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::flow_rule::name_rules;
 use super::flow_way::{Deciding, of_entry};
 use super::offload::{OffloadedFlow, Offloads};
 use super::relay::Relay;
@@ -228,8 +229,16 @@ impl FlowList {
             }
         }
         self.next = next;
-        let rows = self.source.connections(&views, self.kind == FlowListKind::Details);
-        rows.into_iter().map(|(row, _)| FlowRow::Connection(Box::new(row))).collect()
+        let is_detailed = self.kind == FlowListKind::Details;
+        let rows = self.source.connections(&views, is_detailed).into_iter();
+        let hooks = self.source.hooks.load();
+        rows.map(|(mut row, view)| {
+            if is_detailed {
+                name_rules(&hooks, &mut row, &view);
+            }
+            FlowRow::Connection(Box::new(row))
+        })
+        .collect()
     }
 
     fn entries(&mut self, from: u32) -> Vec<FlowRow> {

@@ -210,6 +210,7 @@ impl Deciding<'_> {
             Some(reason) => because(reason),
             None => NotOffloaded {
                 reason: Reason::BelowThreshold,
+                rule: None,
                 counted: offloads.counted(key, is_carried),
             },
         }
@@ -220,7 +221,7 @@ impl Deciding<'_> {
 type Way<'a> = (Result<Routed<'a>, Reason>, Result<Routed<'a>, Reason>);
 
 fn because(reason: Reason) -> NotOffloaded {
-    NotOffloaded { reason, counted: None }
+    NotOffloaded { reason, rule: None, counted: None }
 }
 
 fn forwarding((iif, oif): Way<'_>, not_offloaded: Option<NotOffloaded>) -> Forwarding {

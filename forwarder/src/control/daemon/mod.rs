@@ -27,6 +27,7 @@ mod events;
 mod flow_entry;
 mod flow_list;
 mod flow_report;
+mod flow_rule;
 mod flow_way;
 mod flows;
 mod ipsec;

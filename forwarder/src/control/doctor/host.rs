@@ -7,8 +7,8 @@ use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::ipsec;
 use super::{Finding, Level};
+use super::{ipsec, rules};
 use crate::control::api::client::{Client, ClientError};
 use crate::control::api::{Request, Response, StatusReport};
 use crate::control::firewall;
@@ -16,6 +16,7 @@ use crate::control::process::{kernel, privilege};
 use crate::control::steering::Steering;
 use crate::control::steering::punt::{self, PuntDevice, PuntError};
 use crate::io::af_xdp::rx_handlers::RxHandlerIter;
+use crate::netfilter::nft::ORDER_UNKNOWN;
 
 /// The device file for creating TAP devices.
 const TUN: &str = "/dev/net/tun";
@@ -173,11 +174,11 @@ fn learnt_mtu() -> Option<Finding> {
 /// Rules that would be bypassed. Rules on `matched` interfaces only do not affect the other interfaces.
 pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
     let ports: Vec<String> = named.iter().chain(matched).cloned().collect();
-    let (mut left_to_kernel, mut tracks, mut flowtables) = (Vec::new(), None, Vec::new());
+    let (mut of_rules, mut tracks, mut flowtables) = (Vec::new(), None, Vec::new());
     let mut filters_ipsec = None;
     let rules = firewall::Rules::read(&ports).and_then(|mut rules| {
         let ruleset = rules.follow_ruleset()?;
-        (left_to_kernel, tracks) = (ruleset.kernel_rules(), ruleset.program.uses_conntrack());
+        (of_rules, tracks) = (rules::findings(&ruleset), ruleset.program.uses_conntrack());
         flowtables.extend(ruleset.ruleset.flowtables());
         filters_ipsec = ruleset.program.ipsec_obstacle();
         Ok(rules)
@@ -203,34 +204,42 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
             "filter at ingress, or at the hook forward or postrouting, instead",
         )
     });
-    let rest = match rules.map(|rules| rules.bypassed(named)) {
-        Ok(found) if found.is_empty() => {
-            Finding::ok("firewall", "no rule or policy of the kernel would be bypassed")
+    // Packets of all ports are left to the kernel for these, as for filters that workers do not know.
+    let is_order = |line: &String| line.ends_with(ORDER_UNKNOWN);
+    let (order, rest) = match rules.map(|rules| rules.bypassed(named)) {
+        Ok(found) => {
+            let (order, others) = found.into_iter().partition::<Vec<_>, _>(is_order);
+            (order, Ok(others))
         }
-        Ok(found) => Finding::fail(
+        Err(error) => (Vec::new(), Err(error)),
+    };
+    let order = order.into_iter().map(|line| {
+        let message = format!("would be bypassed: {line}");
+        Finding::fail("firewall", message, "give these chains different priorities")
+    });
+    let order: Vec<Finding> = order.collect();
+    let rest = match rest {
+        Ok(found) if found.is_empty() && !order.is_empty() => None,
+        Ok(found) if found.is_empty() => {
+            Some(Finding::ok("firewall", "no rule or policy of the kernel would be bypassed"))
+        }
+        Ok(found) => Some(Finding::fail(
             "firewall",
             format!("would be bypassed: {}", found.join("; ")),
             "remove them, or start with --ignore-firewall if they need not hold for the traffic \
              between the ports",
-        ),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::warn(
+        )),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Some(Finding::warn(
             "firewall",
             format!("rules cannot be read: {error}"),
             "run the doctor as root",
-        ),
-        Err(error) => Finding::warn(
+        )),
+        Err(error) => Some(Finding::warn(
             "firewall",
             format!("rules cannot be read: {error}"),
             "look with nft list ruleset, iptables-legacy-save and ip xfrm policy",
-        ),
+        )),
     };
-    let left = left_to_kernel.into_iter().map(|rule| {
-        Finding::warn(
-            "firewall",
-            format!("{rule}: packets that reach this rule are left to the kernel"),
-            "nothing, if these are few packets; else accept the others in rules before it",
-        )
-    });
     let tracked = tracks.map(|rule| {
         Finding::ok(
             "firewall",
@@ -250,12 +259,13 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
     });
     own.into_iter()
         .chain(hooks)
-        .chain([rest])
+        .chain(order)
+        .chain(rest)
         .chain(policies)
         .chain(tracked)
         .chain(offloaded)
         .chain(egress)
-        .chain(left)
+        .chain(of_rules)
         .collect()
 }
 

@@ -4,7 +4,7 @@
 //! All information comes from the kernel by netlink, in the network namespace of the calling thread; sysfs
 //! would show the namespace in which it was mounted.
 //!
-//! - `host`: the machine and the namespace;
+//! - `host`: the machine and the namespace; `rules`: rules that only the kernel evaluates;
 //! - `process`: privileges and limits of `run`;
 //! - `port`: whether an interface, as [`crate::control::netdev::nic`] reads it, can be a port;
 //! - `queues`: its queues and the workers that serve them.
@@ -14,6 +14,7 @@ mod ipsec;
 mod port;
 mod process;
 mod queues;
+mod rules;
 
 use std::path::Path;
 

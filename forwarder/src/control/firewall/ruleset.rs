@@ -13,7 +13,7 @@ use crate::control::nftables;
 use crate::control::process::privilege;
 use crate::control::process::threads::join_until;
 use crate::netfilter::nft::ruleset::{Expr, OBJECT_CT_TIMEOUT};
-use crate::netfilter::nft::{KernelRule, Program, Ruleset, compile_with_slack};
+use crate::netfilter::nft::{Program, Ruleset, compile_with_slack};
 use crate::worker::clock::monotonic_ns;
 
 /// The next reading waits for this multiple of the time that the last one took.
@@ -62,15 +62,6 @@ impl Compiled {
     pub fn obstacles(&self) -> Vec<String> {
         let program = &self.program;
         program.unsupported().iter().map(|chain| format!("nftables: {chain}")).collect()
-    }
-
-    /// Rules of which packets that reach them are left to the kernel, a line each.
-    pub fn kernel_rules(&self) -> Vec<String> {
-        let line = |rule: &KernelRule| {
-            let KernelRule { table, chain, handle, text } = rule;
-            format!("nftables: {table} {chain} handle {handle}: {text}")
-        };
-        self.program.kernel_rules().map(line).collect()
     }
 }
 

@@ -5,7 +5,8 @@
 //! - `parse`: tables, chains, rules, objects; `expr`: the expressions of rules; `set`: sets and their
 //!   elements; `attrs`: registers, data and verdicts in attributes; `uapi`: constants;
 //! - [`print`]: the ruleset as text, as `nft list ruleset` prints it; `netlink_text`: single expressions as
-//!   `nft --debug=netlink` prints them; [`mismatch`]: why a rule does not match.
+//!   `nft --debug=netlink` prints them; [`mismatch`]: why a rule does not match;
+//!   [`varying`]: why it is evaluated for each packet.
 //!
 //! Left out: notifications, evaluation ([`crate::netfilter::nft`]), and what forwarded packets do
 //! not depend on (handles of tables, sizes and policies of sets, devices of flowtables).
@@ -20,6 +21,7 @@ mod set;
 #[cfg(test)]
 mod tests;
 mod uapi;
+pub mod varying;
 mod xt;
 
 use std::collections::{HashMap, HashSet};

@@ -27,6 +27,9 @@ const HOOKS: [&str; 5] = ["prerouting", "input", "forward", "output", "postrouti
 const LOCAL_IN: u32 = 1;
 const LOCAL_OUT: u32 = 3;
 
+/// The end of what is said of chains whose order matters and is not known.
+pub const ORDER_UNKNOWN: &str = "their order is not known";
+
 /// Compiles a ruleset. `now_ns`: when the ruleset was read, by the clock of
 /// [`Packet::now_ns`](super::Packet::now_ns); times of expiry count from then.
 pub fn compile(ruleset: &Ruleset, now_ns: u64) -> Program {
@@ -77,7 +80,7 @@ fn beside_conntrack(program: &Program) -> Option<String> {
     let mut chains = tracked.flat_map(|(hooks, _)| &hooks[0]);
     let chain = chains.find(|chain| program.priority(**chain) == priority::CONNTRACK)?;
     let name = program.chain_name(*chain);
-    Some(format!("chain {name} has the priority of connection tracking: their order is not known"))
+    Some(format!("chain {name} has the priority of connection tracking: {ORDER_UNKNOWN}"))
 }
 
 /// Base chains of different tables with the same priority at the same hook, of which one sets the mark or writes: the
@@ -99,7 +102,7 @@ fn undecided_order(ruleset: &Ruleset) -> Vec<String> {
             {
                 found.push(format!(
                     "tables {} {} and {} {} have chains of priority {priority} at the same hook, \
-                     and rules that {what}: their order is not known",
+                     and rules that {what}: {ORDER_UNKNOWN}",
                     one.family, one.name, other.family, other.name
                 ));
             }

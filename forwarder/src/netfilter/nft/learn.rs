@@ -130,13 +130,7 @@ impl Learner {
                 let load = |at| headers.payload(*base, (*offset as usize).checked_add(at)?);
                 (0..usize::from(*len)).any(|at| load(at).is_none())
             }
-            Op::Exthdr { op: ExthdrOp::Ipv4, .. } => false,
-            // The transport header itself.
-            Op::Exthdr { op: ExthdrOp::Ipv6, kind, present, .. } => {
-                headers.are_of(*kind) && !present
-            }
-            // UDP has no options.
-            Op::Exthdr { op: ExthdrOp::TcpOpt, present, .. } => headers.are_tcp() && !present,
+            Op::Exthdr { .. } | Op::Xt(_) | Op::Write(_) => headers.differs(op),
             // A decision holds until routes may have changed.
             Op::Fib { query, .. } => {
                 self.routes.note(*query, packet.hook);
@@ -182,9 +176,6 @@ impl Learner {
             Op::Connmark(target) => self.connmark(target, packet.ct),
             // The mark of the connection is compared: another one is the kernel's to set.
             Op::SetCtMark { sreg } => self.regs.word((*sreg).into()) != 0,
-            Op::Xt(of) => headers.xt(of),
-            // The packet is changed, which is not part of a decision.
-            Op::Write(_) => true,
             // Whether there is a value is the same for all packets.
             Op::Immediate { .. }
             | Op::Meta { .. }

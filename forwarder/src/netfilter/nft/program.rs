@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::netfilter::Hook;
+use crate::netfilter::{Hook, priority};
 use crate::stats::Counter;
 
 use super::classify::Classifier;
@@ -142,6 +142,8 @@ pub struct KernelRule {
     pub handle: u64,
     /// The first such expression: what it is, or why it is left to the kernel.
     pub text: String,
+    /// The number of its operation.
+    pub(super) op: u32,
 }
 
 impl Program {
@@ -160,6 +162,13 @@ impl Program {
     /// The priority of a base chain.
     pub fn priority(&self, chain: BaseChainId) -> i32 {
         self.bases.get(chain.0 as usize).map_or(0, |base| base.priority)
+    }
+
+    /// The hook of a base chain; `None`: it is at the ingress or egress of interfaces.
+    pub fn hook(&self, chain: BaseChainId) -> Option<Hook> {
+        let at =
+            |hook: &Hook| self.hooks.iter().any(|hooks| hooks[*hook as usize].contains(&chain));
+        Hook::ALL.into_iter().find(at)
     }
 
     /// The name of a base chain, for example `inet filter FORWARD`.
@@ -221,6 +230,26 @@ impl Program {
     /// Whether it does so of IPv4 and of IPv6.
     pub fn tracked_families(&self) -> [bool; 2] {
         self.conntrack.each_ref().map(Option::is_some)
+    }
+
+    /// Chains with the priorities of NAT at its hooks, of families with NAT: whether they see packets before or after it is
+    /// not known.
+    pub fn beside_nat(&self) -> Vec<BaseChainId> {
+        let mut found = Vec::new();
+        for (hooks, _) in self.hooks.iter().zip(self.translates).filter(|(_, is)| *is) {
+            let at = |hook: Hook, with: i32| {
+                let chains = hooks[hook as usize].iter().copied();
+                chains.filter(move |chain| self.priority(*chain) == with)
+            };
+            let sides = at(Hook::PreRouting, priority::NAT_DST)
+                .chain(at(Hook::PostRouting, priority::NAT_SRC));
+            for chain in sides {
+                if !found.contains(&chain) {
+                    found.push(chain);
+                }
+            }
+        }
+        found
     }
 
     /// Whether the kernel translates packets of connections with NAT: there is a chain of type nat for the
@@ -349,6 +378,10 @@ impl CounterPage {
     }
 }
 
+/// Why a rule that writes addresses or ports is left to the kernel.
+pub const WRITES_TUPLE_TEXT: &str =
+    "a rule changes addresses or ports where connections are tracked";
+
 /// Reasons that do not depend on the ruleset, in the order of their numbers.
 pub(super) const FIXED_REASONS: [&str; 21] = [
     "the packet passes too many counters",
@@ -367,7 +400,7 @@ pub(super) const FIXED_REASONS: [&str; 21] = [
     "the order of chains at ingress is not known",
     "a rule reads the header of a VLAN",
     "an expression that differs at ingress",
-    "a rule changes addresses or ports where connections are tracked",
+    WRITES_TUPLE_TEXT,
     "a rule changes a field that only the kernel changes",
     "a rule writes beyond the headers",
     "a rule changes packets of the router itself",

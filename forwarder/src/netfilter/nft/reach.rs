@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::op::{Flow, Op};
-use super::program::{DIFFERS, KernelRule, Program, Step, WRITES_TUPLE};
+use super::program::{DIFFERS, KernelRule, NO_CONNECTION, Program, Step, WRITES_TUPLE};
 use super::ruleset::{COUNTS_CONNECTIONS, CtKey, Expr, Family, Ruleset, Set, TupleEnd};
 use super::write::may_write_tuple;
 
@@ -123,17 +123,23 @@ fn kernel_rules(program: &Program, ruleset: &Ruleset, reached: &[bool]) -> Vec<K
             let is_tuple = is_tracked && may_write_tuple(op, table.family);
             match op {
                 Op::Write(_) if is_at_ingress => Some(DIFFERS),
+                Op::Notrack if is_tracked => Some(NO_CONNECTION),
                 _ => is_tuple.then_some(WRITES_TUPLE),
             }
         };
         let kernel = kernel_reasons(program, number, is_left);
         for (at, rule) in chain.rules.iter().enumerate() {
-            let Some(reason) = kernel.get(&at) else { continue };
+            let Some((op, reason)) = kernel.get(&at) else { continue };
+            let text = match program.ops.get(*op as usize) {
+                Some(Op::Notrack) => "notrack",
+                _ => program.reason(*reason),
+            };
             rules.push(KernelRule {
                 table: format!("{} {}", table.family, table.name),
                 chain: chain.name.clone(),
                 handle: rule.handle,
-                text: program.reason(*reason).to_owned(),
+                text: text.to_owned(),
+                op: *op,
             });
         }
     }
@@ -192,26 +198,29 @@ fn flows<'a>(program: &'a Program, op: &'a Op) -> &'a [Flow] {
     }
 }
 
-/// Positions of a chain's rules that are left to the kernel, with the first reason. `is_left`: why an operation is, if
-/// it is so in this chain.
+/// Positions of a chain's rules that are left to the kernel, with the number of the first operation for which they are, and
+/// the reason. `is_left`: why an operation is, if it is so in this chain.
 fn kernel_reasons(
     program: &Program,
     chain: usize,
     is_left: impl Fn(&Op) -> Option<u32>,
-) -> HashMap<usize, u32> {
-    let first = |ops: &[Op]| {
-        ops.iter().find_map(|op| match op {
-            Op::Kernel(reason) => Some(*reason),
-            op => is_left(op).or_else(|| {
-                flows(program, op).iter().find_map(|flow| match flow {
-                    Flow::Kernel(reason) => Some(*reason),
-                    _ => None,
-                })
-            }),
-        })
+) -> HashMap<usize, (u32, u32)> {
+    let reason = |op: &Op| match op {
+        Op::Kernel(reason) => Some(*reason),
+        op => is_left(op).or_else(|| {
+            flows(program, op).iter().find_map(|flow| match flow {
+                Flow::Kernel(reason) => Some(*reason),
+                _ => None,
+            })
+        }),
     };
-    let rules = rules(program, chain).enumerate();
-    rules.filter_map(|(at, ops)| Some((at, first(ops)?))).collect()
+    let first = |(start, ops): (u32, &[Op])| {
+        (start..).zip(ops).find_map(|(number, op)| Some((number, reason(op)?)))
+    };
+    let start = program.steps_of(chain as u32).map_or(0, |(start, _)| start as usize);
+    let starts = program.steps.get(start..).unwrap_or(&[]).iter().map(|step| step.start);
+    let rules = starts.zip(rules(program, chain)).enumerate();
+    rules.filter_map(|(at, rule)| Some((at, first(rule)?))).collect()
 }
 
 /// Beginnings of the names of expressions that use connection tracking.

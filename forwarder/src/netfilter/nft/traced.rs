@@ -142,7 +142,12 @@ impl Nft {
 
 /// The expressions of an operation of a rule: each expression has become one operation, and [`super::fuse`] has
 /// joined some.
-fn exprs_of(program: &Program, step: u32, op: u32, exprs: &[Expr]) -> Option<Range<usize>> {
+pub(super) fn exprs_of(
+    program: &Program,
+    step: u32,
+    op: u32,
+    exprs: &[Expr],
+) -> Option<Range<usize>> {
     let Step { start, end, .. } = *program.steps.get(step as usize)?;
     let ops = program.ops.get(start as usize..end as usize)?;
     let wanted = op.checked_sub(start)? as usize;

@@ -6,9 +6,9 @@
 //!
 //! [`Segment::Plain`]: crate::netfilter::conntrack::Segment::Plain
 
-use super::op::Load;
+use super::op::{Load, Op};
 use super::packet::Packet;
-use super::ruleset::{Family, MetaKey, PayloadBase};
+use super::ruleset::{ExthdrOp, Family, MetaKey, PayloadBase};
 use super::xt::Xt;
 
 const IPPROTO_TCP: u8 = 6;
@@ -39,18 +39,22 @@ pub(super) struct Headers {
 impl Headers {
     /// `None`: it is not known which packets are of the same flow.
     pub(super) fn of(packet: &Packet<'_>) -> Option<Headers> {
-        let network = match packet.family {
+        Headers::of_flow(packet.family, packet.transport.l4?.0)
+    }
+
+    /// The same of a flow of a protocol.
+    pub(super) fn of_flow(family: Family, protocol: u8) -> Option<Headers> {
+        let network = match family {
             Family::Ip => IPV4_HLEN,
             Family::Ip6 => IPV6_HLEN,
             _ => return None,
         };
-        let (protocol, _) = packet.transport.l4?;
         let transport = match protocol {
             IPPROTO_TCP => 20,
             IPPROTO_UDP => 8,
             _ => return None,
         };
-        Some(Headers { family: packet.family, protocol, network, transport })
+        Some(Headers { family, protocol, network, transport })
     }
 
     /// Whether the flow is one of TCP.
@@ -59,7 +63,7 @@ impl Headers {
     }
 
     /// Whether the flow is one of this protocol.
-    pub(super) fn are_of(&self, protocol: u8) -> bool {
+    fn are_of(&self, protocol: u8) -> bool {
         self.protocol == protocol
     }
 
@@ -113,8 +117,23 @@ impl Headers {
         }
     }
 
+    /// Whether the result of an operation differs, of those that neither load nor compare values of registers.
+    pub(super) fn differs(&self, op: &Op) -> bool {
+        match op {
+            Op::Exthdr { op: ExthdrOp::Ipv4, .. } => false,
+            // The transport header itself.
+            Op::Exthdr { op: ExthdrOp::Ipv6, kind, present, .. } => self.are_of(*kind) && !present,
+            // UDP has no options.
+            Op::Exthdr { op: ExthdrOp::TcpOpt, present, .. } => self.are_tcp() && !present,
+            Op::Xt(of) => self.xt(of),
+            // The packet is changed, which is not part of a decision.
+            Op::Write(_) => true,
+            _ => false,
+        }
+    }
+
     /// Whether the result of an extension of iptables differs.
-    pub(super) fn xt(&self, of: &Xt) -> bool {
+    fn xt(&self, of: &Xt) -> bool {
         match of {
             Xt::Header(len) => usize::from(*len) > self.transport,
             // The ports.

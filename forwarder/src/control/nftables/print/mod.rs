@@ -70,6 +70,11 @@ impl<'a> Printer<'a> {
         words.join(" ")
     }
 
+    /// The name of what the expression at a position of a rule loads or compares, for example `ip dscp`.
+    pub fn operand(&self, rule: &'a Rule, position: usize) -> Option<String> {
+        RulePrinter::new(self, rule, &|_| None).operand(position)
+    }
+
     /// Lines of the declarations of named sets, without indentation, set by set. The types of their elements are taken
     /// from the rules that use them.
     pub fn sets(&self) -> impl Iterator<Item = Vec<String>> {

@@ -51,6 +51,41 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
         self.statements.into_iter().flatten().collect()
     }
 
+    /// The name of what the expression at a position loads or compares: the left side of a comparison, for example `ip dscp`.
+    /// `None`: it does neither, or that has no known form.
+    pub(super) fn operand(mut self, position: usize) -> Option<String> {
+        let mut at = 0;
+        while let Some(expr) = self.exprs.get(at).filter(|_| at < position) {
+            at += self.expr(at, expr);
+        }
+        let reg = match self.exprs.get(position)? {
+            Expr::Payload { dreg: reg, .. }
+            | Expr::Exthdr { dreg: reg, .. }
+            | Expr::Meta { dreg: reg, .. }
+            | Expr::Ct { dreg: reg, .. }
+            | Expr::Fib { dreg: reg, .. }
+            | Expr::Xfrm { dreg: reg, .. } => *reg,
+            Expr::Cmp { sreg, .. } | Expr::Range { sreg, .. } => {
+                return Some(self.known.left(self.registers.get(*sreg)?)?.text);
+            }
+            // Of a key of several fields it is not known which one is meant.
+            Expr::Lookup { sreg, set, .. } => {
+                let left = self.known.left(self.registers.get(*sreg)?)?;
+                let set = self.of.sets.get(set.as_str())?;
+                return (left.len == usize::from(set.key_len)).then_some(left.text);
+            }
+            _ => return None,
+        };
+        let named = |printer: &Self| Some(printer.known.left(printer.registers.get(reg)?)?.text);
+        self.expr(position, self.exprs.get(position)?);
+        let whole = named(&self);
+        // A field that is not whole octets is known by the mask after it.
+        if let Some(mask @ Expr::Bitwise { .. }) = self.exprs.get(position + 1) {
+            self.expr(position + 1, mask);
+        }
+        named(&self).or(whole)
+    }
+
     /// Prints what was loaded before an expression and is not part of a statement.
     fn show_pending(&mut self, before: usize) {
         for (is_shown, expr) in self.is_shown.iter_mut().zip(self.exprs).take(before) {

@@ -54,10 +54,9 @@ fn make_plain(rng: &mut Rng, input: &mut Input) {
     assert!(matches!(segment, Some(Segment::Plain(_))), "{input:?}");
 }
 
-/// A packet of a kind that is carried: plain TCP or UDP.
-fn carried(rng: &mut Rng) -> Option<Input> {
-    let mut input = input(rng);
-    let net = &mut input.net;
+/// Whether packets of this kind are carried: plain TCP or UDP.
+pub(super) fn is_carried(input: &Input) -> bool {
+    let net = &input.net;
     let is_plain = match input.family {
         Family::Ip => {
             net.len() >= 40
@@ -69,9 +68,12 @@ fn carried(rng: &mut Rng) -> Option<Input> {
         _ => net.len() >= 60 && net[0] >> 4 == 6 && [6, 17].contains(&net[6]),
     };
     let is_received = input.iif.is_some() && input.mac.is_some();
-    if !is_plain || !is_received || !matches!(input.ct, Ct::Established(_)) {
-        return None;
-    }
+    is_plain && is_received && matches!(input.ct, Ct::Established(_))
+}
+
+/// A packet of such a kind.
+fn carried(rng: &mut Rng) -> Option<Input> {
+    let mut input = Some(input(rng)).filter(is_carried)?;
     if input.family == Family::Ip6 && rng.one_in(2) {
         input.net[6] = 17;
     }

@@ -1,5 +1,6 @@
 //! Tests of the compiler and of evaluation.
 
+mod carried;
 mod constant;
 mod expressions;
 mod fib;
