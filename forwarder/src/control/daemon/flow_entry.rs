@@ -9,7 +9,7 @@ use crate::control::conntrack::{
     IPS_HW_OFFLOAD, IPS_OFFLOAD, IPS_SEEN_REPLY, IPS_SEQ_ADJUST, IPS_SRC_NAT, IPS_TEMPLATE,
     IPS_UNTRACKED, TCP_CONNTRACK_ESTABLISHED, Tuple,
 };
-use crate::netfilter::conntrack::FlowKey;
+use crate::netfilter::conntrack::{FlowKey, TupleKind};
 use crate::netfilter::nft::Tracking;
 use crate::wire::esp::UDP_PORT;
 
@@ -22,11 +22,12 @@ const NOT_CARRIED: u32 = IPS_SEQ_ADJUST
     | IPS_HELPER
     | IPS_OFFLOAD
     | IPS_HW_OFFLOAD;
-/// What an entry must have; those of TCP and UDP also IPS_ASSURED, which entries of ESP and AH never get.
+/// What an entry must have; those of TCP, UDP and GRE also IPS_ASSURED, which the others never get.
 const REQUIRED: u32 = IPS_SEEN_REPLY | IPS_CONFIRMED;
 
 pub(super) const IPPROTO_TCP: u8 = 6;
 pub(super) const IPPROTO_UDP: u8 = 17;
+pub(super) const IPPROTO_GRE: u8 = 47;
 const IPPROTO_ESP: u8 = 50;
 const IPPROTO_AH: u8 = 51;
 
@@ -74,24 +75,18 @@ pub(super) struct Scope {
 pub(super) fn may_be_carried(entry: &Entry, scope: &Scope) -> bool {
     let Scope { locals, tracking: [ipv4, ipv6] } = scope;
     let Entry { original, reply, status, .. } = entry;
-    let end = |address, port, other_address, other_port, bit| {
-        (address, port) == (other_address, other_port) || status & bit != 0
-    };
-    // Another translation than NAT's is not known here.
-    let is_understood = end(
-        original.source,
-        original.source_port,
-        reply.destination,
-        reply.destination_port,
-        IPS_SRC_NAT,
-    ) && end(
-        original.destination,
-        original.destination_port,
-        reply.source,
-        reply.source_port,
-        IPS_DST_NAT,
-    );
-    let (is_local, is_ipsec) = (is_local(entry, locals), is_ipsec(entry, locals));
+    // What NAT makes of packets of the original direction. Another translation is not known here.
+    let translated = reply.inverted();
+    let has = |bits: u32| status & bits != 0;
+    let destination = |it: &Tuple| (it.destination, it.destination_port);
+    // The translation of either end may change the identifier of echo.
+    let is_echo = kind(original) == Some(TupleKind::Echo);
+    let of_source_port = if is_echo { IPS_SRC_NAT | IPS_DST_NAT } else { IPS_SRC_NAT };
+    let is_understood = (original.source == translated.source || has(IPS_SRC_NAT))
+        && (original.source_port == translated.source_port || has(of_source_port))
+        && (destination(original) == destination(&translated) || has(IPS_DST_NAT))
+        && have_keys(original, reply);
+    let (is_local, is_ipsec) = (is_local(original, reply, locals), is_ipsec(entry, locals));
     let is_needed = match if original.source.is_ipv4() { ipv4 } else { ipv6 } {
         Tracking::Off => false,
         Tracking::Local => is_ipsec,
@@ -103,7 +98,9 @@ pub(super) fn may_be_carried(entry: &Entry, scope: &Scope) -> bool {
             is_assured && entry.tcp.is_none_or(|tcp| tcp.state == TCP_CONNTRACK_ESTABLISHED)
         }
         IPPROTO_UDP => is_assured,
-        _ => is_ipsec,
+        // Without CONFIG_NF_CT_PROTO_GRE it never is.
+        IPPROTO_GRE => is_assured,
+        _ => true,
     };
     is_established
         && status & REQUIRED == REQUIRED
@@ -114,9 +111,36 @@ pub(super) fn may_be_carried(entry: &Entry, scope: &Scope) -> bool {
         && is_needed
 }
 
+/// What a tuple has besides addresses. `None`: connections of its protocol are not carried.
+fn kind(tuple: &Tuple) -> Option<TupleKind> {
+    TupleKind::of(tuple.protocol, if tuple.source.is_ipv4() { 4 } else { 6 })
+}
+
+/// Whether packets have the keys of an entry's tuples: of ICMP, echo requests and replies, and of GRE, what has no keys.
+fn have_keys(original: &Tuple, reply: &Tuple) -> bool {
+    match kind(original) {
+        Some(TupleKind::Ports) => true,
+        Some(TupleKind::Echo) => {
+            let types = TupleKind::echo_types(if original.source.is_ipv4() { 4 } else { 6 });
+            let of_tuples = [original.destination_port, reply.destination_port];
+            of_tuples == types.map(|kind| u16::from(kind) << 8)
+        }
+        Some(TupleKind::Addresses) => {
+            let ports = |it: &Tuple| it.source_port | it.destination_port;
+            ports(original) | ports(reply) == 0
+        }
+        None => false,
+    }
+}
+
+/// Whether entries of a protocol never get IPS_ASSURED, if they are carried.
+pub(super) fn is_never_assured(protocol: u8) -> bool {
+    !matches!(protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_GRE)
+}
+
 /// Whether a session begins or ends at the router: its packets are not forwarded.
-pub(super) fn is_local(entry: &Entry, locals: &Locals) -> bool {
-    [entry.original.source, entry.reply.source].iter().any(|addr| locals.contains(*addr))
+pub(super) fn is_local(original: &Tuple, reply: &Tuple, locals: &Locals) -> bool {
+    [original.source, reply.source].iter().any(|addr| locals.contains(*addr))
 }
 
 /// Whether it is one of ESP, AH, or ESP in UDP with the router at one end, without NAT. (The kernel takes an

@@ -33,6 +33,7 @@ const IPS_NAT_MASK: u32 = 0x30;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
 /// Longest TCP header, octets.
 const TCP_HLEN_MAX: usize = 60;
 
@@ -194,8 +195,8 @@ impl<T: Tracer> Run<'_, T> {
             return self.rule(step.start, step.end);
         };
         if self.tracer.is_learning() {
-            let family = self.view.packet.family;
-            if classifier.fields.iter().any(|(load, _)| loads_varying(*load, family)) {
+            let packet = self.view.packet;
+            if classifier.fields.iter().any(|(load, _)| loads_varying(*load, packet)) {
                 self.tracer.varies();
             }
         }
@@ -226,7 +227,7 @@ impl<T: Tracer> Run<'_, T> {
         let program = self.program;
         let ops = program.ops.get(start as usize..end as usize).unwrap_or(&[]);
         for (op, next) in ops.iter().zip(start + 1..) {
-            if self.tracer.is_learning() && program.varies(op, self.view.packet.family) {
+            if self.tracer.is_learning() && program.varies(op, self.view.packet) {
                 self.tracer.varies();
             }
             if let Op::Test(test) = op {
@@ -436,6 +437,8 @@ impl<T: Tracer> Run<'_, T> {
             CtKey::Ipv6(direction, end) if !is_ipv4 => {
                 (direction, end, PayloadBase::Network, 8, 24)
             }
+            // Without ports, tuples have something else that packets have elsewhere, or nothing.
+            CtKey::Port(..) if !self.has_ports() => return Flow::Kernel(NO_CONNECTION),
             CtKey::Port(direction, end) => (direction, end, PayloadBase::Transport, 0, 2),
             _ => return Flow::Break,
         };
@@ -445,6 +448,11 @@ impl<T: Tracer> Run<'_, T> {
             true => Flow::Continue,
             false => Flow::Kernel(NO_CONNECTION),
         }
+    }
+
+    fn has_ports(&self) -> bool {
+        let protocol = self.view.packet.transport.l4.map(|(protocol, _)| protocol);
+        matches!(protocol, Some(IPPROTO_TCP | IPPROTO_UDP))
     }
 
     /// `nft_ct_set_eval`: a mark that remains needs not be written.

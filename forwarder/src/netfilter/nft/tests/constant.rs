@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::random::{Rng, input, ruleset};
 use super::*;
 use crate::netfilter::Learner;
+use crate::netfilter::conntrack::{TupleKind, flow_key_of};
 
 /// Runs all base chains of the hook. `None`: a chain does not accept.
 fn learn(program: &Program, input: &Input) -> Option<(Vec<u32>, bool)> {
@@ -24,19 +25,12 @@ fn learn(program: &Program, input: &Input) -> Option<(Vec<u32>, bool)> {
     Some((passed.collect(), learner.varies))
 }
 
-/// Whether packets of this kind are carried: plain TCP or UDP.
+/// Whether packets of this kind are carried.
 fn is_carried(input: &Input) -> bool {
     let net = &input.net;
-    let is_plain = match input.family {
-        Family::Ip => {
-            net.len() >= 40
-                && net[0] == 0x45
-                && net[6] & 0x3f == 0
-                && net[7] == 0
-                && [6, 17].contains(&net[9])
-        }
-        _ => net.len() >= 60 && net[0] >> 4 == 6 && [6, 17].contains(&net[6]),
-    };
+    let is_long = net.len() >= if input.family == Family::Ip { 40 } else { 60 };
+    let has_version = is_long && (input.family == Family::Ip || net[0] >> 4 == 6);
+    let is_plain = has_version && flow_key_of(net, input.family).is_some();
     let is_received = input.iif.is_some() && input.mac.is_some();
     is_plain && is_received && input.head.is_none() && matches!(input.ct, Ct::Established(_))
 }
@@ -60,8 +54,14 @@ fn another(rng: &mut Rng, of: &Input) -> Input {
     for _ in 0..rng.below(60) {
         input.net.push(rng.next() as u8);
     }
-    // A TCP header of 20 octets stays one.
-    for at in (transport + 4..input.net.len()).filter(|at| *at != transport + 12) {
+    let kind = flow_key_of(&of.net, of.family).and_then(|key| key.kind());
+    // A TCP header of 20 octets stays one, and GRE of version 0.
+    let kept: &[usize] = match kind {
+        Some(TupleKind::Ports) => &[0, 1, 2, 3, 12],
+        Some(TupleKind::Echo) => &[0, 1, 4, 5],
+        _ => &[1],
+    };
+    for at in (transport..input.net.len()).filter(|at| !kept.contains(&(at - transport))) {
         input.net[at] = rng.next() as u8;
     }
     input.mac = input.mac.map(|_| std::array::from_fn(|_| rng.next() as u8));
