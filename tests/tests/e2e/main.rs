@@ -40,6 +40,7 @@ mod offload_soak;
 mod patterns;
 mod policy;
 mod polling;
+mod portless;
 mod privilege;
 mod queues;
 mod refuse;
