@@ -175,3 +175,98 @@ pub(super) fn flow_key(tuple: &Tuple) -> FlowKey {
     let Tuple { source, destination, protocol, source_port, destination_port } = *tuple;
     FlowKey::new(source, destination, protocol, source_port, destination_port)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REPLIED: u32 = IPS_SEEN_REPLY | IPS_CONFIRMED;
+
+    fn tuple(from: &str, to: &str, protocol: u8, ports: [u16; 2]) -> Tuple {
+        let [source, destination] = [from, to].map(|address| address.parse().expect("an address"));
+        let [source_port, destination_port] = ports;
+        Tuple { source, destination, protocol, source_port, destination_port }
+    }
+
+    fn entry(original: Tuple, reply: Tuple, status: u32) -> Entry {
+        Entry {
+            original,
+            reply,
+            status,
+            timeout_s: Some(30),
+            mark: 0,
+            zone: 0,
+            id: Some(1),
+            tcp: None,
+            has_helper: false,
+            is_seq_adjusted: false,
+            has_synproxy: false,
+            has_labels: false,
+            has_master: false,
+        }
+    }
+
+    fn is_carried(entry: &Entry, tracking: Tracking) -> bool {
+        let mut locals = Locals::default();
+        locals.ipv4.insert(([203, 0, 113, 1].into(), 32));
+        is_carriable(entry, &Scope { locals: Arc::new(locals), tracking: [tracking; 2] })
+    }
+
+    #[test]
+    fn echo_is_carried_with_the_identifiers_that_nat_gives_it() {
+        let (client, server, public) = ("10.0.0.1", "192.0.2.1", "203.0.113.1");
+        let of = |to: &str, ids: [u16; 2], types: [u16; 2], status| {
+            let original = tuple(client, server, 1, [ids[0], types[0]]);
+            entry(original, tuple(server, to, 1, [ids[1], types[1]]), status)
+        };
+        let echo = [0x0800, 0];
+        for (it, expected) in [
+            (of(client, [7, 7], echo, REPLIED), true),
+            (of(client, [7, 7], echo, IPS_CONFIRMED), false),
+            (of(public, [7, 7], echo, REPLIED | IPS_SRC_NAT), true),
+            (of(public, [7, 9], echo, REPLIED | IPS_SRC_NAT), true),
+            (of(client, [7, 9], echo, REPLIED | IPS_DST_NAT), true),
+            // Translated by something else.
+            (of(client, [7, 9], echo, REPLIED), false),
+            (of(public, [7, 7], echo, REPLIED), false),
+            // Time stamps, and a code.
+            (of(client, [7, 7], [0x0d00, 0x0e00], REPLIED), false),
+            (of(client, [7, 7], [0x0801, 0x0001], REPLIED), false),
+        ] {
+            assert_eq!(is_carried(&it, Tracking::All), expected, "{it:?}");
+        }
+        let six = ["2001:db8::1", "2001:db8::2"];
+        let original = tuple(six[0], six[1], 58, [7, 0x8000]);
+        let answer = |kind| tuple(six[1], six[0], 58, [7, kind]);
+        assert!(is_carried(&entry(original, answer(0x8100), REPLIED), Tracking::All));
+        assert!(!is_carried(&entry(original, answer(0x8000), REPLIED), Tracking::All));
+        // To the router itself.
+        let to_it =
+            entry(tuple(client, public, 1, [7, 0x0800]), tuple(public, client, 1, [7, 0]), REPLIED);
+        assert!(!is_carried(&to_it, Tracking::All));
+    }
+
+    #[test]
+    fn tunnels_that_pass_are_carried_and_those_of_ipsec_to_the_router() {
+        let of = |to: &str, protocol, ports, status| {
+            let original = tuple("10.0.0.1", to, protocol, ports);
+            entry(original, tuple(to, "10.0.0.1", protocol, ports), status)
+        };
+        let (server, router) = ("192.0.2.1", "203.0.113.1");
+        for protocol in [4, 41, 50, 51] {
+            assert!(is_carried(&of(server, protocol, [0; 2], REPLIED), Tracking::All));
+            assert!(!is_carried(&of(server, protocol, [0; 2], IPS_CONFIRMED), Tracking::All));
+            assert!(!is_carried(&of(server, protocol, [0; 2], REPLIED), Tracking::Local));
+            let is_ipsec = [50, 51].contains(&protocol);
+            let to_router = of(router, protocol, [0; 2], REPLIED);
+            assert_eq!(is_carried(&to_router, Tracking::All), is_ipsec, "{protocol}");
+        }
+        let assured = REPLIED | IPS_ASSURED;
+        assert!(is_carried(&of(server, IPPROTO_GRE, [0; 2], assured), Tracking::All));
+        assert!(!is_carried(&of(server, IPPROTO_GRE, [0; 2], REPLIED), Tracking::All));
+        assert!(!is_carried(&of(server, IPPROTO_GRE, [5, 5], assured), Tracking::All));
+        for protocol in [0, 59, 89, 132, 136] {
+            assert!(!is_carried(&of(server, protocol, [0; 2], assured), Tracking::All));
+        }
+    }
+}

@@ -529,7 +529,8 @@ fn most_packets_pass_as_was_decided() {
 
 fn most_pass(kind: Kind) {
     let flows = [0, 1, 2, 3].map(|nat| Flow {
-        server: 2,
+        // Without ports, no two may have the same addresses.
+        server: if nat < 2 { 2 } else { 0 },
         is_ipv4: nat % 2 == 0,
         kind,
         nat,
