@@ -1,4 +1,4 @@
-//! The key of a flow: one direction of a tracked TCP or UDP connection.
+//! The key of a flow: one direction of a tracked connection.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,16 +13,50 @@ pub struct FlowKey {
     pub source: [u16; 8],
     /// Destination address, in the same way.
     pub destination: [u16; 8],
-    /// Source port in network byte order.
+    /// Source port in network byte order, or what [`TupleKind`] has instead.
     pub source_port: u16,
-    /// Destination port in network byte order.
+    /// Destination port, in the same way.
     pub destination_port: u16,
-    /// 6 (TCP) or 17 (UDP).
+    /// One that has a [`TupleKind`].
     pub protocol: u8,
     /// 4 or 6.
     pub family: u8,
     /// 0.
     pub reserved: u16,
+}
+
+/// What the tuples of a protocol's connections have besides addresses (`nf_ct_get_tuple` of the kernel).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TupleKind {
+    /// Source and destination port: TCP, UDP.
+    Ports,
+    /// ICMP or ICMPv6 echo: the identifier instead of the source port, type and code instead of the destination port.
+    Echo,
+    /// Nothing: the packets of tunnels, IP in IP, GRE of version 0, ESP, AH. GRE has 0 as both of its keys.
+    Addresses,
+}
+
+impl TupleKind {
+    /// That of a protocol in packets of a family (4 or 6). `None`: its connections are the kernel's.
+    ///
+    /// AH of IPv6 is an extension header to the kernel, which tracks what is behind it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(protocol: u8, family: u8) -> Option<TupleKind> {
+        match (protocol, family) {
+            (6 | 17, _) => Some(TupleKind::Ports),
+            (1, 4) | (58, 6) => Some(TupleKind::Echo),
+            (4 | 41 | 47 | 50, _) | (51, 4) => Some(TupleKind::Addresses),
+            _ => None,
+        }
+    }
+
+    /// The types of echo request and echo reply of a family, whose code is 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn echo_types(family: u8) -> [u8; 2] {
+        if family == 4 { [8, 0] } else { [128, 129] }
+    }
 }
 
 impl FlowKey {
@@ -213,6 +247,21 @@ mod tests {
         }
         assert_eq!(counts[0], 0);
         assert!(counts[1..].iter().all(|count| (2..48).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn protocols_have_the_tuples_of_the_kernel() {
+        let kinds = |family| (0..=255).filter_map(move |it| Some((it, TupleKind::of(it, family)?)));
+        use TupleKind::{Addresses, Echo, Ports};
+        let of = |protocols: &[u8], kind| protocols.iter().map(move |it| (*it, kind));
+        let expected = of(&[1], Echo)
+            .chain(of(&[4], Addresses))
+            .chain(of(&[6, 17], Ports))
+            .chain(of(&[41, 47, 50], Addresses));
+        assert!(kinds(4).eq(expected.chain(of(&[51], Addresses))));
+        let expected =
+            of(&[4], Addresses).chain(of(&[6, 17], Ports)).chain(of(&[41, 47, 50], Addresses));
+        assert!(kinds(6).eq(expected.chain(of(&[58], Echo))));
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub mod offload;
 pub mod redirect;
 mod sa_gate;
 
-pub use flow::{FLOW_SLOTS, FLOW_WORDS, FlowBucket, FlowHash, FlowKey, FlowPlace};
+pub use flow::{FLOW_SLOTS, FLOW_WORDS, FlowBucket, FlowHash, FlowKey, FlowPlace, TupleKind};
 pub use sa_gate::{SA_GATE_WORDS, SaGateKey};
 
 /// The XDP program. The kernel shows at most 15 octets of a program's name, and this one fits.
@@ -111,8 +111,8 @@ pub enum Reason {
     /// Connections are tracked, and the packet belongs to no known flow.
     PassNoFlow,
     /// Connections are tracked, and packets of this kind are left to the kernel's connection
-    /// tracking, of any flow: fragments; with IP options or IPv6 extension headers; protocols other
-    /// than TCP and UDP; TCP with SYN, or without ACK, FIN and RST; with a truncated header.
+    /// tracking, of any flow: fragments; with IP options or IPv6 extension headers; protocols without a
+    /// [`TupleKind`]; TCP with SYN, or without ACK, FIN and RST; ICMP other than echo; with a truncated header.
     PassConntrack,
     /// IPv4, to be forwarded.
     SteerIpv4,

@@ -9,7 +9,7 @@
 //! earliest; the program reads the mark again after it has read the entry.
 
 use crate::flow::FLOW_WORDS;
-use crate::{FLOW_SLOTS, FlowKey, MacWords, VlanKey};
+use crate::{FLOW_SLOTS, FlowKey, MacWords, TupleKind, VlanKey};
 
 /// ARRAY of [`FlowBucket`](crate::FlowBucket), BPF_F_MMAPABLE, whose first entry is a
 /// [`FlowHash`](crate::FlowHash): the marks of offloaded flows.
@@ -143,6 +143,10 @@ impl Width {
 /// new word, folded to 16 bits in memory order (RFC 1071 §2(B): sums do not depend on the byte order). The sum of such
 /// an end is never 0, so its delta is 0xffff rather than 0, and the checksum never becomes 0xffff; an end that does not
 /// differ adds nothing.
+///
+/// By [`TupleKind`]: of echo, the source port is the identifier, which is written and always adds to the delta, as
+/// `icmp_manip_pkt` of the kernel does; addresses do only with the pseudo-header of ICMPv6. Without ports, nothing but the
+/// addresses is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Rewrite {
@@ -156,7 +160,7 @@ pub struct Rewrite {
     pub destination_port: u16,
     /// What the one's complement sum of the IPv4 header grows by: addresses. IPv6: 0.
     pub header_delta: u16,
-    /// What the one's complement sum of the transport protocol grows by: addresses and ports.
+    /// What the one's complement sum of the transport protocol grows by.
     pub transport_delta: u16,
     /// 0.
     pub reserved: [u16; 12],
@@ -171,20 +175,30 @@ impl Rewrite {
             (from.destination, from.destination_port, to.destination, to.destination_port),
         ];
         let (mut of_addresses, mut of_ports) = (0, 0);
+        let kind = TupleKind::of(from.protocol, from.family);
+        let has_ports = matches!(kind, Some(TupleKind::Ports));
         for (old, old_port, new, new_port) in ends {
-            if (old, old_port) == (new, new_port) {
+            if old == new && (!has_ports || old_port == new_port) {
                 continue;
             }
             of_addresses += old.iter().zip(new).map(|(old, new)| delta(*old, new)).sum::<u64>();
-            of_ports += delta(old_port, new_port);
+            of_ports += if has_ports { delta(old_port, new_port) } else { 0 };
         }
+        let of_transport = match kind {
+            Some(TupleKind::Ports) => of_addresses + of_ports,
+            Some(TupleKind::Echo) => {
+                let of_pseudo_header = if from.family == 4 { 0 } else { of_addresses };
+                of_pseudo_header + delta(from.source_port, to.source_port)
+            }
+            Some(TupleKind::Addresses) | None => 0,
+        };
         Rewrite {
             source: to.source,
             destination: to.destination,
             source_port: to.source_port,
             destination_port: to.destination_port,
             header_delta: if from.family == 4 { fold(of_addresses) } else { 0 },
-            transport_delta: fold(of_addresses + of_ports),
+            transport_delta: fold(of_transport),
             reserved: [0; 12],
         }
     }
@@ -326,6 +340,39 @@ mod tests {
             reserved: [0; 12],
         };
         assert_eq!(rewrite.inline4(), [0x0004_0003_0002_0001, 0x0008_0007_0006_0005]);
+    }
+
+    #[test]
+    fn what_is_added_to_checksums_depends_on_the_protocol() {
+        let key = |from: &str, to: &str, ports: [u16; 2], protocol| {
+            let [from, to] = [from, to].map(|address| address.parse().expect("an address"));
+            FlowKey::new(from, to, ports[0], ports[1], protocol).expect("one family")
+        };
+        let deltas = |from: FlowKey, to: FlowKey| {
+            let Rewrite { header_delta, transport_delta, .. } = Rewrite::new(&from, &to);
+            (header_delta, transport_delta)
+        };
+        let sum = |words: &[[u16; 2]]| {
+            fold(words.iter().map(|[old, new]| delta(old.to_be(), new.to_be())).sum())
+        };
+        let addresses = [[0x0a00, 0xcb00], [0x0001, 0x7101]];
+        let (own, public) = ("10.0.0.1", "203.0.113.1");
+        let of = |ports: [[u16; 2]; 2], protocol| {
+            deltas(
+                key(own, "192.0.2.1", ports[0], protocol),
+                key(public, "192.0.2.1", ports[1], protocol),
+            )
+        };
+        let with = |port: [u16; 2]| sum(&[addresses[0], addresses[1], port]);
+        assert_eq!(of([[5, 53], [1024, 53]], 17), (sum(&addresses), with([5, 1024])));
+        // Type and code stay what they are; there is no pseudo-header.
+        assert_eq!(of([[7, 0x0800], [9, 0x0800]], 1), (sum(&addresses), sum(&[[7, 9]])));
+        assert_eq!(of([[7, 0x0800]; 2], 1), (sum(&addresses), 0xffff));
+        assert_eq!(of([[0, 0]; 2], 50), (sum(&addresses), 0));
+        let echo6 = |id| key("2001:db8::1", "2001:db8::2", [id, 0x8000], 58);
+        let other6 = key("2001:db8::9", "2001:db8::2", [9, 0x8000], 58);
+        assert_eq!(deltas(echo6(7), other6), (0, sum(&[[1, 9], [7, 9]])));
+        assert_eq!(deltas(echo6(7), echo6(9)), (0, sum(&[[7, 9]])));
     }
 
     #[test]

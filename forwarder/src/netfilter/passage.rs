@@ -94,7 +94,7 @@ impl<'a> Passage<'a> {
     #[inline(always)]
     fn of_found(
         found: Carried<'a>,
-        (packet, len): (&[u8], usize),
+        packet: (&[u8], usize),
         transport: (u8, usize),
         now_ns: u64,
     ) -> Option<Passage<'a>> {
@@ -103,11 +103,19 @@ impl<'a> Passage<'a> {
             return None;
         }
         let (protocol, offset) = transport;
-        let header = packet.get(offset..)?;
-        let Segment::Plain(plain) = Segment::of(protocol, header, len.checked_sub(offset)?)? else {
+        let Segment::Plain(plain) = Segment::of(protocol, packet, offset)? else {
             return None;
         };
-        Some(Passage { found, plain, transport, len, status, decided: 0, mark: 0, now_ns })
+        Some(Passage {
+            found,
+            plain,
+            transport,
+            len: packet.1,
+            status,
+            decided: 0,
+            mark: 0,
+            now_ns,
+        })
     }
 
     /// The flow, to find it again.

@@ -1,16 +1,13 @@
 //! Steps of traced packets at the hooks, other than those of rules.
 
-use std::net::IpAddr;
-
-use super::conntrack::{Ct, CtInfo, Direction};
+use super::conntrack::{Ct, CtInfo, Direction, TupleKind, flow_key_of};
 use super::hook::{HookState, Verdict};
-use crate::netfilter::Family;
 use crate::skb::SkBuff;
-use crate::trace::step::{Conntrack, FunctionVerdict};
+use crate::trace::step::{Conntrack, Endpoint, FunctionVerdict};
 use crate::trace::{Step, Tracer};
 
-/// Source and destination, each with its port; `None`: the packet is too short.
-pub(super) type Endpoints = Option<[(IpAddr, u16); 2]>;
+/// Source and destination; `None`: the packet is too short.
+pub(super) type Endpoints = Option<[Endpoint; 2]>;
 
 /// Records the connection that was found, if one was.
 #[cold]
@@ -24,25 +21,16 @@ pub(super) fn conntrack<T: Tracer>(ct: Ct, verdict: Verdict, tracer: &mut T) {
     }));
 }
 
-/// Addresses and ports of a packet with ports.
+/// The ends of a packet of a carried connection.
 #[cold]
 pub(super) fn endpoints(skb: &SkBuff, at: &HookState<'_>) -> Endpoints {
-    let packet = skb.network_header();
-    let (_, transport) = at.transport.l4?;
-    let ports = packet.get(transport..)?.first_chunk::<4>()?;
-    let addresses: [IpAddr; 2] = match at.pf {
-        Family::Ip => {
-            let octets = |at: usize| Some(*packet.get(at..)?.first_chunk::<4>()?);
-            [octets(12)?.into(), octets(16)?.into()]
-        }
-        _ => {
-            let octets = |at: usize| Some(*packet.get(at..)?.first_chunk::<16>()?);
-            [octets(8)?.into(), octets(24)?.into()]
-        }
-    };
-    let [a, b, c, d] = *ports;
-    let ports = [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])];
-    Some([(addresses[0], ports[0]), (addresses[1], ports[1])])
+    let key = flow_key_of(skb.network_header(), at.pf)?;
+    let ([source, destination], [sport, dport]) = (key.addresses(), key.ports());
+    Some(match key.kind()? {
+        TupleKind::Ports => [Endpoint::Port(source, sport), Endpoint::Port(destination, dport)],
+        TupleKind::Echo => [Endpoint::Echo(source, sport), Endpoint::Address(destination)],
+        TupleKind::Addresses => [Endpoint::Address(source), Endpoint::Address(destination)],
+    })
 }
 
 /// Records a translation.

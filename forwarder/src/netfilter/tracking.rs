@@ -23,7 +23,7 @@ impl Hooks {
     ) -> Verdict {
         let now_ns = own.monotonic_ns(ctx.now_ns);
         let tracked = self.flows().and_then(|flows| {
-            let key = flow_key_of(skb.network_header(), at.pf, own.is_protected)?;
+            let key = flow_key_of(skb.network_header(), at.pf)?;
             nf_conntrack_in(skb, at, &key, flows, now_ns)
         });
         let verdict = match tracked {

@@ -9,7 +9,7 @@ use super::dst::Dst;
 use super::{Ctx, Exit};
 use crate::ipsec::{self, Flow, OutboundState};
 use crate::netfilter::Family;
-use crate::netfilter::conntrack::FlowKey;
+use crate::netfilter::conntrack::{FlowKey, TupleKind};
 use crate::skb::SkBuff;
 use crate::stats::PuntReason;
 use crate::tables::{Tables, XfrmLookup};
@@ -113,11 +113,19 @@ fn is_unconcerned(key: &FlowKey, target: &FlowKey, oif: u32, tables: &Tables) ->
     // With the source as received: as it is routed.
     let routed = Flow { src: received.src, sport: received.sport, ..sent };
     let xfrm = &tables.xfrm;
+    // What else selectors look at differs between packets of the flow: see `readable`.
+    if received.proto == Protocol::GRE && xfrm.see_upper_layers() {
+        return false;
+    }
     ![received, routed].iter().any(|flow| xfrm.concerns_received(flow))
         && ![routed, sent].iter().any(|flow| xfrm.concerns_sent(flow))
 }
 
 fn flow_of(key: &FlowKey, oif: u32) -> Flow {
-    let ([src, dst], [sport, dport]) = (key.addresses(), key.ports());
+    let ([src, dst], [mut sport, mut dport]) = (key.addresses(), key.ports());
+    if key.kind() == Some(TupleKind::Echo) {
+        // Type and code (`xfrm_flowi_sport`, `xfrm_flowi_dport`).
+        (sport, dport) = (dport >> 8, dport & 0xff);
+    }
     Flow { src, dst, proto: Protocol(key.protocol()), sport, dport, oif, mark: 0 }
 }

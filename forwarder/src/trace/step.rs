@@ -112,10 +112,10 @@ pub enum Step {
     Nat {
         /// Whether it is the source.
         is_source: bool,
-        /// Address and port before.
-        from: (IpAddr, u16),
-        /// Address and port after.
-        to: (IpAddr, u16),
+        /// Before.
+        from: Endpoint,
+        /// After.
+        to: Endpoint,
     },
     /// Only the kernel can translate the packet.
     NatLeft,
@@ -284,4 +284,15 @@ pub enum FinalDisposition {
         /// ifindex of the output interface.
         oif: u32,
     },
+}
+
+/// An end of a packet, as NAT translates it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Address and port.
+    Port(IpAddr, u16),
+    /// Address and identifier of ICMP echo.
+    Echo(IpAddr, u16),
+    /// The address: there is nothing else.
+    Address(IpAddr),
 }

@@ -10,6 +10,10 @@ use super::*;
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const GRE: u8 = 47;
+const ESP: u8 = 50;
+const AH: u8 = 51;
+const ICMPV6: u8 = 58;
 
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
@@ -198,11 +202,15 @@ fn conntrack_packets() -> Vec<(Vec<u8>, Reason)> {
         for flags in [ACK, ACK | PSH, ACK | PSH | URG_ECE_CWR, FIN, FIN | ACK, RST, RST | ACK] {
             packets.push((frame(destination, TCP, flags), steered));
         }
-        // Hop-by-hop options, ICMP, routing and fragment headers, ESP, AH, ICMPv6, destination
+        // Hop-by-hop options, ICMP that is not echo, routing and fragment headers, AH of IPv6, ICMPv6, destination
         // options, SCTP, UDP-Lite.
-        for protocol in [0, ICMP, 43, 44, 50, 51, 58, 60, 132, 136] {
-            packets.push((frame(destination, protocol, ACK), Reason::PassConntrack));
+        for protocol in [0, ICMP, 43, 44, 51, 58, 60, 132, 136] {
+            if protocol != AH || steered == Reason::SteerIpv6 {
+                packets.push((frame(destination, protocol, ACK), Reason::PassConntrack));
+            }
         }
+        // The ports are no part of the keys of tunnels: GRE of version 1 has others.
+        packets.push((frame(destination, GRE, ACK), Reason::PassConntrack));
         // Truncated in the transport header, and in the IP header.
         let before = if steered == Reason::SteerIpv4 { BEFORE4 } else { BEFORE6 };
         for (protocol, octets) in [(TCP, 20), (UDP, 8)] {
@@ -272,6 +280,68 @@ fn root_packets_that_conntrack_has_to_see_are_passed_also_of_known_flows() {
             }
         });
     }
+}
+
+/// A frame of [`frame`] with other octets at the beginning of its transport header.
+fn starting(destination: &str, protocol: u8, octets: &[u8]) -> Vec<u8> {
+    let mut frame = frame(destination, protocol, 0);
+    let before = if frame[12] == 8 { BEFORE4 } else { BEFORE6 };
+    frame[before..before + octets.len()].copy_from_slice(octets);
+    frame
+}
+
+/// The key of packets without ports, with what it has instead.
+fn portless(destination: &str, protocol: u8, ports: [u16; 2]) -> FlowWords {
+    let destination = address(destination);
+    let source = address(if destination.is_ipv4() { SOURCE4 } else { SOURCE6 });
+    let key = FlowKey::new(source, destination, ports[0], ports[1], protocol);
+    key.expect("one family").words()
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_echo_and_tunnels_are_steered_if_their_flow_is_known() {
+    in_namespace(|| {
+        let mut test = Fixture::new(AttachMode::Native);
+        test.steering.set_tracking([true; 2]).expect("set");
+        for (destination, steered) in FAMILIES {
+            let is_ipv4 = steered == Reason::SteerIpv4;
+            let (icmp, types) = if is_ipv4 { (ICMP, [8, 0]) } else { (ICMPV6, [128, 129]) };
+            for kind in types {
+                let octets = [kind, 0, 1, 2, 0x12, 0x34];
+                let packet = starting(destination, icmp, &octets);
+                test.assert_reason(&packet, Reason::PassNoFlow);
+                let key = portless(destination, icmp, [0x1234, u16::from(kind) << 8]);
+                test.insert(key);
+                test.assert_reason(&packet, steered);
+                test.assert_received(&packet);
+                // Another identifier, code and type.
+                let other = |at: usize, to: u8| {
+                    let mut octets = octets;
+                    octets[at] = to;
+                    starting(destination, icmp, &octets)
+                };
+                test.assert_reason(&other(4, 0x13), Reason::PassNoFlow);
+                test.assert_reason(&other(1, 1), Reason::PassConntrack);
+                test.assert_reason(&other(0, 13), Reason::PassConntrack);
+                test.remove(key);
+            }
+            for protocol in [4, 41, GRE, ESP, AH] {
+                // GRE of version 0.
+                let packet = starting(destination, protocol, &[0x30, 0, 8, 0]);
+                if protocol == AH && !is_ipv4 {
+                    test.assert_reason(&packet, Reason::PassConntrack);
+                    continue;
+                }
+                test.assert_reason(&packet, Reason::PassNoFlow);
+                let key = portless(destination, protocol, [0; 2]);
+                test.insert(key);
+                test.assert_reason(&packet, steered);
+                test.assert_received(&packet);
+                test.remove(key);
+            }
+        }
+    });
 }
 
 #[test]

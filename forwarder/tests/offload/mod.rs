@@ -16,6 +16,7 @@ use packets::{
 use program::{Flow, HOP_PORT, PORT, Program};
 
 mod packets;
+mod portless;
 pub mod program;
 mod vlan;
 

@@ -203,7 +203,7 @@ fn mangled(protocol: u8, value: u16) -> u16 {
 }
 
 /// Of octets, as RFC 768 and RFC 8200 show it.
-fn pseudo_header(addresses: &[IpAddr; 2], protocol: u8, length: usize) -> u32 {
+pub fn pseudo_header(addresses: &[IpAddr; 2], protocol: u8, length: usize) -> u32 {
     let mut header: Vec<u8> = addresses.iter().flat_map(octets).collect();
     header.extend((length as u32).to_be_bytes());
     header.extend([0, protocol]);

@@ -42,6 +42,7 @@ mod offload_soak;
 mod patterns;
 mod policy;
 mod polling;
+mod portless;
 mod privilege;
 mod queues;
 mod refuse;

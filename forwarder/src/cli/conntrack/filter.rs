@@ -177,17 +177,16 @@ impl FilterArgs {
     }
 }
 
-/// The source of the original direction, and to what it is translated: address and port each.
+/// The source of the original direction, and to what it is translated: address and port each, or the identifier of echo.
 fn source(listed: &Listed) -> [(IpAddr, u16); 2] {
-    let (Tuple { source, source_port, .. }, reply) = (listed.entry.original, listed.entry.reply);
-    [(source, source_port), (reply.destination, reply.destination_port)]
+    let of = |it: Tuple| (it.source, it.source_port);
+    [of(listed.entry.original), of(listed.entry.reply.inverted())]
 }
 
 /// The same of the destination.
 fn destination(listed: &Listed) -> [(IpAddr, u16); 2] {
-    let Tuple { destination, destination_port, .. } = listed.entry.original;
-    let reply = listed.entry.reply;
-    [(destination, destination_port), (reply.source, reply.source_port)]
+    let of = |it: Tuple| (it.destination, it.destination_port);
+    [of(listed.entry.original), of(listed.entry.reply.inverted())]
 }
 
 /// Whether an entry has this NAT, and translates to an address if one is given (`filter_nat` of

@@ -251,7 +251,7 @@ impl Daemon {
         let is_asked = |Listed { entry, .. }: &Listed| {
             entry.zone == 0
                 && entry.status & IPS_SEEN_REPLY != 0
-                && conntrack::has_ports(entry.original.protocol)
+                && FlowTuple::of(&entry.original).key().kind().is_some()
         };
         let asked: Vec<FlowTuple> = entries
             .iter()

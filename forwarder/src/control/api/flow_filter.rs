@@ -80,6 +80,7 @@ impl FlowFilter {
     /// Whether a carried connection matches, apart from what [`FlowFilter::passes_way`] looks at.
     pub fn passes_connection(&self, of: &FilteredConnection) -> bool {
         let [original, reply] = of.tuples;
+        let translated = reply.inverted();
         let is_translated =
             |wanted: Option<Option<IpAddr>>, bit, before: (IpAddr, u16), after: (IpAddr, u16)| {
                 wanted.is_none_or(|to| {
@@ -99,8 +100,13 @@ impl FlowFilter {
                 original.protocol == libc::IPPROTO_TCP as u8
                     && state.eq_ignore_ascii_case(CARRIED_STATE)
             })
-            && is_translated(self.src_nat, IPS_SRC_NAT, source(&original), destination(&reply))
-            && is_translated(self.dst_nat, IPS_DST_NAT, destination(&original), source(&reply))
+            && is_translated(self.src_nat, IPS_SRC_NAT, source(&original), source(&translated))
+            && is_translated(
+                self.dst_nat,
+                IPS_DST_NAT,
+                destination(&original),
+                destination(&translated),
+            )
     }
 
     /// The same of an entry that is of no connection.

@@ -133,9 +133,10 @@ pub enum TraceStep {
     Nat {
         /// `source` or `destination`.
         end: String,
-        /// Address and port before.
+        /// Before: address and port; of ICMP echo, the source with its identifier, as `ADDRESS id NUMBER`; without ports, the
+        /// address.
         from: String,
-        /// Address and port after.
+        /// After, in the same way.
         to: String,
     },
     /// A rule was evaluated.

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use crate::netfilter::conntrack::FlowKey;
 pub use crate::netfilter::conntrack::{IPS_DST_NAT, IPS_SRC_NAT};
 
 /// The connection was expected by another (RELATED); never changes.
@@ -82,6 +83,20 @@ pub struct Tuple {
 }
 
 impl Tuple {
+    /// The tuple of packets in the other direction, without NAT (`nf_ct_invert_tuple`).
+    pub fn inverted(&self) -> Tuple {
+        let Tuple { source, destination, protocol, source_port, destination_port } = *self;
+        let key = FlowKey::new(source, destination, protocol, source_port, destination_port);
+        Tuple::of_key(&key.inverted())
+    }
+
+    /// The tuple with a key.
+    pub fn of_key(key: &FlowKey) -> Tuple {
+        let ([source, destination], [source_port, destination_port]) =
+            (key.addresses(), key.ports());
+        Tuple { source, destination, protocol: key.protocol(), source_port, destination_port }
+    }
+
     /// NFPROTO_IPV4 or NFPROTO_IPV6.
     pub fn family(&self) -> u8 {
         let family = if self.source.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };

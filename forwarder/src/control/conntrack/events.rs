@@ -11,7 +11,9 @@ use nix::sys::time::TimeSpec;
 
 use socket2::{SockFilter, SockRef};
 
-use super::entry::{Entry, IPS_ASSURED, TCP_CONNTRACK_CLOSE_WAIT, TCP_CONNTRACK_TIME_WAIT};
+use super::entry::{
+    Entry, IPS_ASSURED, IPS_SEEN_REPLY, TCP_CONNTRACK_CLOSE_WAIT, TCP_CONNTRACK_TIME_WAIT,
+};
 use super::parse;
 use super::uapi::*;
 use crate::control::netlink::events::{self, Group};
@@ -33,12 +35,41 @@ const GROUPS: [Group; 3] = [
 /// which the caller can do something else.
 const DATAGRAMS_MAX: usize = 1024;
 
+/// Which events of entries that are not assured are received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unassured {
+    /// Of ESP and AH.
+    Ipsec,
+    /// Of all protocols whose entries are never assured, and which workers carry: also of ICMP, ICMPv6, and IP in IP.
+    All,
+}
+
+impl Unassured {
+    fn protocols(self) -> &'static [Protocol] {
+        const ALL: [Protocol; 6] = [
+            Protocol::ESP,
+            Protocol::AH,
+            Protocol::ICMP,
+            Protocol::ICMPV6,
+            Protocol::IPIP,
+            Protocol::IPV6,
+        ];
+        match self {
+            Unassured::Ipsec => &ALL[..2],
+            Unassured::All => &ALL,
+        }
+    }
+}
+
 /// A classic BPF program (Documentation/networking/filter.rst): see [`Events::leave_out`].
-fn filter(own: u32) -> Vec<SockFilter> {
-    const PASS: u8 = 40;
-    const DROP: u8 = 39;
+fn filter(own: u32, unassured: Unassured) -> Vec<SockFilter> {
     const UNASSURED: u8 = 25;
-    let mut program = Vec::with_capacity(usize::from(PASS) + 1);
+    // The instructions before those that compare the protocol.
+    const COMPARED: u8 = 38;
+    let protocols = unassured.protocols();
+    let drop = COMPARED + protocols.len() as u8;
+    let pass = drop + 1;
+    let mut program = Vec::with_capacity(usize::from(pass) + 1);
     // Jumps are relative to the next instruction.
     let mut op = |code: u32, k: u32, target: [Option<u8>; 2]| {
         let next = program.len() as u8 + 1;
@@ -56,43 +87,45 @@ fn filter(own: u32) -> Vec<SockFilter> {
     let value = 4;
     op(load | libc::BPF_ABS, NLMSG_PID, NEXT);
     // A load converts from network byte order, which it does not have.
-    op(jump(libc::BPF_JEQ), own.to_be(), [Some(DROP), None]);
+    op(jump(libc::BPF_JEQ), own.to_be(), [Some(drop), None]);
     op(libc::BPF_LD | libc::BPF_IMM, attrs, NEXT);
     op(libc::BPF_LDX | libc::BPF_IMM, CTA_STATUS.into(), NEXT);
     op(load_octet | libc::BPF_ABS, find, NEXT);
-    op(jump(libc::BPF_JEQ), 0, [Some(PASS), None]);
+    op(jump(libc::BPF_JEQ), 0, [Some(pass), None]);
     op(libc::BPF_MISC | libc::BPF_TAX, 0, NEXT);
     op(load | libc::BPF_IND, value, NEXT);
     op(jump(libc::BPF_JSET), IPS_ASSURED, [None, Some(UNASSURED)]);
     op(load | libc::BPF_ABS, NLMSG_PID, NEXT);
-    op(jump(libc::BPF_JEQ), 0, [None, Some(PASS)]);
+    op(jump(libc::BPF_JEQ), 0, [None, Some(pass)]);
     op(libc::BPF_LD | libc::BPF_IMM, attrs, NEXT);
     op(libc::BPF_LDX | libc::BPF_IMM, CTA_PROTOINFO.into(), NEXT);
     op(load_octet | libc::BPF_ABS, find, NEXT);
     for kind in [CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE] {
-        op(jump(libc::BPF_JEQ), 0, [Some(PASS), None]);
+        op(jump(libc::BPF_JEQ), 0, [Some(pass), None]);
         op(libc::BPF_LDX | libc::BPF_IMM, kind.into(), NEXT);
         op(load_octet | libc::BPF_ABS, find_nested, NEXT);
     }
-    op(jump(libc::BPF_JEQ), 0, [Some(PASS), None]);
+    op(jump(libc::BPF_JEQ), 0, [Some(pass), None]);
     op(libc::BPF_MISC | libc::BPF_TAX, 0, NEXT);
     op(load_octet | libc::BPF_IND, value, NEXT);
-    op(jump(libc::BPF_JGE), TCP_CONNTRACK_CLOSE_WAIT.into(), [None, Some(PASS)]);
-    op(jump(libc::BPF_JGT), TCP_CONNTRACK_TIME_WAIT.into(), [Some(PASS), Some(DROP)]);
-    // Entries of ESP and AH are never assured.
+    op(jump(libc::BPF_JGE), TCP_CONNTRACK_CLOSE_WAIT.into(), [None, Some(pass)]);
+    op(jump(libc::BPF_JGT), TCP_CONNTRACK_TIME_WAIT.into(), [Some(pass), Some(drop)]);
+    // Without a reply it is not carried.
+    op(jump(libc::BPF_JSET), IPS_SEEN_REPLY, [None, Some(drop)]);
     op(libc::BPF_LD | libc::BPF_IMM, attrs, NEXT);
     op(libc::BPF_LDX | libc::BPF_IMM, CTA_TUPLE_ORIG.into(), NEXT);
     op(load_octet | libc::BPF_ABS, find, NEXT);
     for kind in [CTA_TUPLE_PROTO, CTA_PROTO_NUM] {
-        op(jump(libc::BPF_JEQ), 0, [Some(DROP), None]);
+        op(jump(libc::BPF_JEQ), 0, [Some(drop), None]);
         op(libc::BPF_LDX | libc::BPF_IMM, kind.into(), NEXT);
         op(load_octet | libc::BPF_ABS, find_nested, NEXT);
     }
-    op(jump(libc::BPF_JEQ), 0, [Some(DROP), None]);
+    op(jump(libc::BPF_JEQ), 0, [Some(drop), None]);
     op(libc::BPF_MISC | libc::BPF_TAX, 0, NEXT);
     op(load_octet | libc::BPF_IND, value, NEXT);
-    op(jump(libc::BPF_JEQ), Protocol::ESP.0.into(), [Some(PASS), None]);
-    op(jump(libc::BPF_JEQ), Protocol::AH.0.into(), [Some(PASS), Some(DROP)]);
+    for protocol in protocols {
+        op(jump(libc::BPF_JEQ), protocol.0.into(), [Some(pass), None]);
+    }
     op(libc::BPF_RET | libc::BPF_K, 0, NEXT);
     op(libc::BPF_RET | libc::BPF_K, u32::MAX, NEXT);
     program
@@ -172,16 +205,16 @@ impl Events {
     }
 
     /// From now on, leaves out events of changes that the socket `requests` has requested; of entries that are not assured,
-    /// except those of ESP and AH; and what the kernel itself does with a TCP connection in the states CLOSE_WAIT, LAST_ACK
+    /// except those of `unassured` that have been replied to; and what the kernel itself does with a TCP connection in the states CLOSE_WAIT, LAST_ACK
     /// and TIME_WAIT, which follow FIN_WAIT. The kernel drops them without waking anybody up. Optional: without it, there
     /// are only more events.
     ///
     /// # Errors
     /// Errors of setsockopt(SO_ATTACH_FILTER).
-    pub fn leave_out(&self, requests: &NlSock) -> io::Result<()> {
+    pub fn leave_out(&self, requests: &NlSock, unassured: Unassured) -> io::Result<()> {
         // No socket has number 0, which is in events of packets.
         let own = requests.port_number().filter(|number| *number != 0).unwrap_or(u32::MAX);
-        SockRef::from(&self.socket.as_fd()).attach_filter(&filter(own))
+        SockRef::from(&self.socket.as_fd()).attach_filter(&filter(own, unassured))
     }
 
     /// Passes on the queued events, at most 1024. If none is queued, waits for one until `timeout`.

@@ -4,7 +4,7 @@
 //! - [`is_available`], [`dump`]: whether the kernel has ctnetlink; all entries, one after the other;
 //! - [`begin_dump`], [`dump_part`]: all entries, some at a time;
 //! - [`Events`]: entries that are added, changed and removed;
-//! - [`update()`], [`update_and_read`]: change timeout, status and window checks of entries, many in one datagram;
+//! - [`read`]: one entry; [`update()`], [`update_and_read`]: change timeout, status and window checks of entries, many in one datagram;
 //! - [`list`]: all entries with everything that is printed of them; `print`: as `conntrack -L` prints them;
 //! - [`Sysctls`]: the settings of net.netfilter that matter for it;
 //! - `entry`: what an entry is; `parse`: the messages; `uapi`: constants.
@@ -29,7 +29,7 @@ mod update;
 use std::io;
 
 pub use self::entry::*;
-pub use self::events::{Event, Events, Received};
+pub use self::events::{Event, Events, Received, Unassured};
 pub use self::listed::{Counters, Listed, TCP_STATES, list};
 pub use self::print::{
     Carried, Fields, Line, STATUS_NAMES, Style, TupleFields, has_ports, protocol_name,
@@ -37,7 +37,7 @@ pub use self::print::{
 };
 pub use self::sysctl::Sysctls;
 use self::uapi::*;
-pub use self::update::{Change, update, update_and_read};
+pub use self::update::{Change, read, update, update_and_read};
 use crate::control::netlink::message::{Message, Request};
 use crate::control::netlink::query::{DumpEnd, NlSock};
 

@@ -42,6 +42,15 @@ const PROTOCOL_NAMES: [(Protocol, &str); 8] = [
     (Protocol::GRE, "gre"),
 ];
 
+/// Other names, of /etc/protocols, which it takes and does not print.
+const OTHER_NAMES: [(Protocol, &str); 5] = [
+    (Protocol::ICMPV6, "ipv6-icmp"),
+    (Protocol::IPIP, "ipencap"),
+    (Protocol::IPV6, "ipv6"),
+    (Protocol::ESP, "esp"),
+    (Protocol::AH, "ah"),
+];
+
 /// The name of a protocol, as `conntrack` prints it.
 pub fn protocol_name(protocol: u8) -> &'static str {
     let known = PROTOCOL_NAMES.iter().find(|(known, _)| known.0 == protocol);
@@ -53,8 +62,10 @@ pub fn protocol_number(text: &str) -> Option<u8> {
     let known = PROTOCOL_NAMES.iter().find(|(_, name)| name.eq_ignore_ascii_case(text));
     match known {
         Some((protocol, _)) => Some(protocol.0),
-        None if text.eq_ignore_ascii_case("ipv6-icmp") => Some(Protocol::ICMPV6.0),
-        None => text.parse().ok(),
+        None => {
+            let other = OTHER_NAMES.iter().find(|(_, name)| name.eq_ignore_ascii_case(text));
+            other.map(|(protocol, _)| protocol.0).or_else(|| text.parse().ok())
+        }
     }
 }
 
@@ -413,7 +424,9 @@ mod tests {
 
     #[test]
     fn protocols_have_names_and_numbers() {
-        for (text, number) in [("tcp", 6), ("ICMPv6", 58), ("ipv6-icmp", 58), ("89", 89)] {
+        for (text, number) in
+            [("tcp", 6), ("ICMPv6", 58), ("ipv6-icmp", 58), ("esp", 50), ("89", 89)]
+        {
             assert_eq!(protocol_number(text), Some(number));
         }
         assert_eq!((protocol_number("tpc"), protocol_number("256")), (None, None));

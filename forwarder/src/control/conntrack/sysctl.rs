@@ -14,6 +14,11 @@ pub struct Sysctls {
     pub udp_timeout_stream_s: u32,
     /// nf_conntrack_generic_timeout, in seconds: of connections without ports, such as ESP.
     pub generic_timeout_s: u32,
+    /// nf_conntrack_gre_timeout_stream, in seconds; 0: the kernel does not know GRE, whose connections have the generic
+    /// time-out.
+    pub gre_timeout_stream_s: u32,
+    /// nf_conntrack_icmp_timeout and nf_conntrack_icmpv6_timeout, in seconds.
+    pub icmp_timeouts_s: [u32; 2],
     /// nf_conntrack_tcp_ignore_invalid_rst: a RST from before what its receiver has acknowledged is not invalid.
     pub tcp_ignores_invalid_rst: bool,
     /// nf_conntrack_acct: entries count their packets and octets.
@@ -38,19 +43,27 @@ impl Sysctls {
             tcp_timeout_established_s: read("nf_conntrack_tcp_timeout_established")?,
             udp_timeout_stream_s: read("nf_conntrack_udp_timeout_stream")?,
             generic_timeout_s: read("nf_conntrack_generic_timeout")?,
-            tcp_ignores_invalid_rst: match read::<u8>("nf_conntrack_tcp_ignore_invalid_rst") {
-                // Linux before 5.14.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-                value => value? != 0,
-            },
+            gre_timeout_stream_s: read_if_any("nf_conntrack_gre_timeout_stream")?,
+            icmp_timeouts_s: [
+                read("nf_conntrack_icmp_timeout")?,
+                // Without IPv6.
+                read_if_any("nf_conntrack_icmpv6_timeout")?,
+            ],
+            // Linux before 5.14.
+            tcp_ignores_invalid_rst: read_if_any::<u8>("nf_conntrack_tcp_ignore_invalid_rst")? != 0,
             is_acct: read::<u8>("nf_conntrack_acct")? != 0,
-            events: match read("nf_conntrack_events") {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-                events => events?,
-            },
+            events: read_if_any("nf_conntrack_events")?,
             max: read("nf_conntrack_max")?,
             count: read("nf_conntrack_count")?,
         })
+    }
+}
+
+/// 0 if the kernel does not have the setting.
+fn read_if_any<T: FromStr + Default>(name: &str) -> io::Result<T> {
+    match read(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+        value => value,
     }
 }
 

@@ -9,7 +9,7 @@ use super::entry::{
 };
 use super::parse;
 use super::uapi::*;
-use crate::control::netlink::message::Request;
+use crate::control::netlink::message::{Message, Request};
 use crate::control::netlink::query::NlSock;
 use crate::wire::Protocol;
 
@@ -63,6 +63,27 @@ pub fn update_and_read(socket: &mut NlSock, changes: &[Change]) -> Vec<io::Resul
         result.map(|()| entry)
     };
     changes.iter().zip(results).map(with_event).collect()
+}
+
+/// The entry that has this tuple of the original direction, in the default zone, if there is one: also if the kernel sends no events of
+/// it. `socket`: of NETLINK_NETFILTER.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn read(socket: &mut NlSock, tuple: &Tuple) -> io::Result<Option<Entry>> {
+    let request = |flags| {
+        Request::new(IPCTNL_MSG_CT_GET, flags, &[tuple.family(), 0, 0, 0])
+            .nested(CTA_TUPLE_ORIG, |attrs| append_tuple(attrs, tuple))
+    };
+    // The kernel finds an entry by the tuple of either direction.
+    let parse = |message: &Message<'_>| {
+        let is_entry = message.kind == IPCTNL_MSG_CT_NEW;
+        parse::entry(message).filter(|entry| is_entry && entry.original == *tuple)
+    };
+    match socket.get(request, parse) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        entry => entry,
+    }
 }
 
 /// IPCTNL_MSG_CT_NEW without NLM_F_CREATE, with which an entry that does not exist would be added.

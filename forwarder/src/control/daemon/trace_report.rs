@@ -1,7 +1,7 @@
 //! Makes the report of a traced packet of its record: names of interfaces, the text of rules.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use crate::control::api::trace::{PacketTrace, TraceDisposition, TraceStage, TraceStep, lladdr};
 use crate::control::nftables::mismatch::{Mismatch, mismatch};
@@ -9,7 +9,7 @@ use crate::control::nftables::print::{Printer, one_line};
 use crate::netfilter::nft::ruleset::{Chain, Table};
 use crate::netfilter::nft::{Nft, TracedRule};
 use crate::tables::Tables;
-use crate::trace::step::{Conntrack, FunctionVerdict, RuleResult, Stage};
+use crate::trace::step::{Conntrack, Endpoint, FunctionVerdict, RuleResult, Stage};
 use crate::trace::{FinalDisposition, Record, Step};
 use crate::wire::EthernetFrame;
 
@@ -126,7 +126,11 @@ impl Reporter<'_> {
             Step::Conntrack(conntrack) => connection(conntrack),
             Step::Nat { is_source, from, to } => {
                 let end = if is_source { "source" } else { "destination" };
-                let at = |(addr, port): (IpAddr, u16)| SocketAddr::new(addr, port).to_string();
+                let at = |end| match end {
+                    Endpoint::Port(addr, port) => SocketAddr::new(addr, port).to_string(),
+                    Endpoint::Echo(addr, id) => format!("{addr} id {id}"),
+                    Endpoint::Address(addr) => addr.to_string(),
+                };
                 TraceStep::Nat { end: end.to_owned(), from: at(from), to: at(to) }
             }
             Step::NatLeft => return note("nat: only the kernel can translate the packet"),

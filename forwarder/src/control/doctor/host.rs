@@ -244,8 +244,8 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
         Finding::ok(
             "firewall",
             format!(
-                "connections are tracked ({rule}): userspace forwards established TCP and UDP \
-                 connections, the kernel all other packets"
+                "connections are tracked ({rule}): userspace forwards established connections of TCP and \
+                 UDP, lasting pings and tunnels, the kernel all other packets"
             ),
         )
     });

@@ -28,6 +28,7 @@ pub use nf_nat::{NatTarget, Rewrite4, Translated, nf_nat_packet};
 pub(super) use nf_nat::{may_be_masqueraded, nf_nat_both};
 pub use table::{FlowDesc, FlowTable, FlowView, FlowWriter, SeqsElsewhere};
 pub use tuple::FlowKey;
+pub use xdp_prog::TupleKind;
 
 /// The direction of a packet in its connection (`enum ip_conntrack_dir`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

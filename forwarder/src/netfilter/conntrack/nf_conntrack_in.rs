@@ -2,11 +2,13 @@
 
 use super::flow::{Carried, FoundFlow, Reset};
 use super::table::FlowTable;
-use super::tuple::{FlowKey, IPPROTO_AH, IPPROTO_ESP, IPPROTO_TCP, IPPROTO_UDP};
-use super::{Ct, NatTarget};
+use super::tuple::{FlowKey, IPPROTO_GRE, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP};
+use super::{Ct, NatTarget, TupleKind};
 use crate::netfilter::hook::HookState;
 use crate::netfilter::nft::Family;
 use crate::skb::SkBuff;
+use crate::wire::checksum::{is_valid as is_valid_sum, ones_complement_sum, pseudo_header_v6};
+use crate::wire::{Ipv6Packet, Protocol};
 
 /// How old the last sign that the table agrees with the kernel's may be, nanoseconds. Before that, the control
 /// thread withholds its heartbeat, and the XDP program passes all packets.
@@ -20,6 +22,10 @@ const TCP_HLEN: usize = 20;
 const UDP_HLEN: usize = 8;
 /// Length of the ports, octets.
 const PORTS: usize = 4;
+/// Length of the header of echo, octets.
+const ECHO_HLEN: usize = 8;
+/// The version in the second octet of a GRE header.
+const GRE_VERSION: u8 = 0x07;
 
 const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
@@ -45,69 +51,66 @@ pub struct Tracked {
     pub is_plain: bool,
 }
 
-/// The key of an IPv4 packet, given from its header on. `None`: it is neither TCP nor UDP, is a fragment, has
+/// The key of an IPv4 packet, given from its header on. `None`: its protocol has no [`TupleKind`], it is a fragment, has
 /// options, or is too short.
 #[inline]
 pub fn flow_key4(packet: &[u8]) -> Option<FlowKey> {
     let header = packet.first_chunk::<{ IPV4_HLEN + PORTS }>()?;
     let is_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
-    if header[0] != VERSION_4_NO_OPTIONS || is_fragment || !is_carried(header[9]) {
+    if header[0] != VERSION_4_NO_OPTIONS || is_fragment {
         return None;
     }
-    let &[from, to, ports] = header.last_chunk::<12>()?.as_chunks::<4>().0 else { return None };
+    let &[from, to, mut ports] = header.last_chunk::<12>()?.as_chunks::<4>().0 else { return None };
+    if !has_ports(header[9]) {
+        ports = instead_of_ports(header[9], 4, packet.get(IPV4_HLEN..)?)?;
+    }
     Some(FlowKey::ipv4(from, to, header[9], ports))
 }
 
-/// The key of an IPv6 packet, given from its header on. `None`: it is neither TCP nor UDP, has extension headers,
-/// or is too short.
+/// The key of an IPv6 packet, given from its header on. `None`: its protocol has no [`TupleKind`], it has extension
+/// headers, or is too short.
 #[inline]
 pub fn flow_key6(packet: &[u8]) -> Option<FlowKey> {
     let header = packet.first_chunk::<{ IPV6_HLEN + PORTS }>()?;
-    if !is_carried(header[6]) {
-        return None;
+    let mut ports = *header.last_chunk()?;
+    if !has_ports(header[6]) {
+        ports = instead_of_ports(header[6], 6, packet.get(IPV6_HLEN..)?)?;
     }
     let [from, to] = header[8..40].as_chunks::<16>().0 else { return None };
-    Some(FlowKey::ipv6(from, to, header[6], *header.last_chunk()?))
+    Some(FlowKey::ipv6(from, to, header[6], ports))
 }
 
-/// The key of a packet. `is_ipsec`: it is one of IPsec to or from the router.
+/// The key of a packet.
 #[inline]
-pub fn flow_key_of(packet: &[u8], pf: Family, is_ipsec: bool) -> Option<FlowKey> {
+pub fn flow_key_of(packet: &[u8], pf: Family) -> Option<FlowKey> {
     match pf {
-        _ if is_ipsec => ipsec_key(packet, pf),
         Family::Ip => flow_key4(packet),
         _ => flow_key6(packet),
     }
 }
 
-/// The key of an IPsec packet, of ESP in UDP, or of ESP or AH, which have no ports. The kernel takes an Authentication
-/// Header of IPv6 for an extension header, and tracks what is behind it: it has none here.
-fn ipsec_key(packet: &[u8], pf: Family) -> Option<FlowKey> {
-    const NO_PORTS: [u8; PORTS] = [0; PORTS];
-    if pf != Family::Ip {
-        let header = packet.first_chunk::<IPV6_HLEN>()?;
-        let [from, to] = header[8..].as_chunks::<16>().0 else { return None };
-        return match header[6] {
-            IPPROTO_ESP => Some(FlowKey::ipv6(from, to, IPPROTO_ESP, NO_PORTS)),
-            _ => flow_key6(packet),
-        };
-    }
-    let header = packet.first_chunk::<IPV4_HLEN>()?;
-    let is_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
-    if header[0] != VERSION_4_NO_OPTIONS || is_fragment {
-        return None;
-    }
-    let &[from, to] = header.last_chunk::<8>()?.as_chunks::<4>().0 else { return None };
-    match header[9] {
-        protocol @ (IPPROTO_ESP | IPPROTO_AH) => Some(FlowKey::ipv4(from, to, protocol, NO_PORTS)),
-        _ => flow_key4(packet),
-    }
+#[inline]
+fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, IPPROTO_TCP | IPPROTO_UDP)
 }
 
-/// Whether connections of a protocol are carried.
-#[inline]
-fn is_carried(protocol: u8) -> bool {
-    matches!(protocol, IPPROTO_TCP | IPPROTO_UDP)
+/// What the key of a packet has instead of ports, given from its transport header on, of a family (4 or 6). `None`: it
+/// has none.
+#[inline(never)]
+fn instead_of_ports(protocol: u8, family: u8, header: &[u8]) -> Option<[u8; PORTS]> {
+    match TupleKind::of(protocol, family)? {
+        TupleKind::Echo => {
+            let &[kind, code, _, _, id0, id1, ..] = header.first_chunk::<ECHO_HLEN>()?;
+            let is_echo = TupleKind::echo_types(family).contains(&kind) && code == 0;
+            is_echo.then_some([id0, id1, kind, code])
+        }
+        // Other versions have keys (`gre_pkt_to_tuple`).
+        TupleKind::Addresses if protocol == IPPROTO_GRE => {
+            (header.get(1)? & GRE_VERSION == 0).then_some([0; PORTS])
+        }
+        TupleKind::Addresses => Some([0; PORTS]),
+        TupleKind::Ports => None,
+    }
 }
 
 /// Whether the table may be believed at `now_ns`, CLOCK_MONOTONIC.
@@ -120,7 +123,7 @@ pub fn is_valid(flows: &FlowTable, now_ns: u64) -> bool {
 /// packets with IP options or extension headers, fragments, and packets that open or close a connection. The packet is
 /// counted when it is known that it does not become the kernel's. `now_ns`: CLOCK_MONOTONIC.
 ///
-/// Laxer than the kernel, as `nf_flow_table` is: transport checksums are not verified, and sequence numbers
+/// Laxer than the kernel, as `nf_flow_table` is: transport checksums of TCP and UDP are not verified, and sequence numbers
 /// not compared with windows. As in the kernel, a RST from before what its receiver has acknowledged is
 /// invalid, and one that is not exact does not close the connection.
 #[inline]
@@ -142,10 +145,8 @@ pub fn nf_conntrack_in(
         return None;
     }
     let (protocol, transport) = at.transport.l4?;
-    let len = skb.network_len().checked_sub(transport)?;
-    let header = packet.get(transport..)?;
     let of = FoundFlow { number, sequence };
-    let plain = match Segment::of(protocol, header, len)? {
+    let plain = match Segment::of(protocol, (packet, skb.network_len()), transport)? {
         Segment::Plain(plain) => Some(plain),
         Segment::Closing { is_reset, seq } => {
             let ignores = flows.ignores_invalid_rst();
@@ -173,7 +174,8 @@ pub fn nf_conntrack_in(
     Some(Tracked { ct: Ct::Established(info), target, of, is_plain })
 }
 
-/// A packet of an established connection (`nf_conntrack_tcp_packet`, `nf_conntrack_udp_packet`).
+/// A packet of an established connection (`nf_conntrack_tcp_packet`, `nf_conntrack_udp_packet`,
+/// `nf_conntrack_icmp_packet`, `nf_conntrack_icmpv6_packet`, `nf_conntrack_gre_packet`, `generic_packet`).
 #[derive(Debug, Clone, Copy)]
 pub enum Segment {
     /// It neither opens nor closes the connection.
@@ -207,20 +209,21 @@ impl Plain {
 }
 
 impl Segment {
-    /// Of a packet given from its transport header on; `len`: its length from there, octets. `None`: only the kernel
-    /// judges such packets.
+    /// Of a packet, given as its head from the network header on, and its length; its transport header is at `transport`;
+    /// octets. `None`: only the kernel judges such packets.
     #[inline(always)]
-    pub fn of(protocol: u8, header: &[u8], len: usize) -> Option<Segment> {
+    pub fn of(protocol: u8, packet: (&[u8], usize), transport: usize) -> Option<Segment> {
+        let len = packet.1.checked_sub(transport)?;
+        let header = packet.0.get(transport..)?;
+        const PLAIN: Segment = Segment::Plain(Plain { is_tcp: false, end: 0, ack: 0 });
         if protocol == IPPROTO_UDP {
             // `udp_error`.
             let udp = header.first_chunk::<UDP_HLEN>()?;
             let in_header = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
-            let is_valid = in_header >= UDP_HLEN && in_header <= len;
-            return is_valid.then_some(Segment::Plain(Plain { is_tcp: false, end: 0, ack: 0 }));
+            return (in_header >= UDP_HLEN && in_header <= len).then_some(PLAIN);
         }
-        if matches!(protocol, IPPROTO_ESP | IPPROTO_AH) {
-            // `generic_packet`.
-            return Some(Segment::Plain(Plain { is_tcp: false, end: 0, ack: 0 }));
+        if protocol != IPPROTO_TCP {
+            return is_valid_without_ports(protocol, packet, transport).then_some(PLAIN);
         }
         let tcp = header.first_chunk::<TCP_HLEN>()?;
         let header_len = usize::from(tcp[12] >> 4) * 4;
@@ -237,5 +240,29 @@ impl Segment {
         }
         let is_reset = flags & TCP_RST != 0;
         CLOSING_FLAGS.contains(&flags).then_some(Segment::Closing { is_reset, seq })
+    }
+}
+
+/// Whether connection tracking takes a packet of a protocol without ports for valid. The checksum of ICMP is verified as
+/// `nf_conntrack_icmpv4_error` and `nf_conntrack_icmpv6_error` do, whatever nf_conntrack_checksum is; a packet that has
+/// more than one buffer is not.
+#[inline(never)]
+fn is_valid_without_ports(protocol: u8, (packet, len): (&[u8], usize), transport: usize) -> bool {
+    let family = packet.first().map_or(0, |octet| octet >> 4);
+    match TupleKind::of(protocol, family) {
+        Some(TupleKind::Echo) => {
+            let Some(message) = packet.get(transport..len) else { return false };
+            let pseudo_header = match protocol {
+                IPPROTO_ICMPV6 => {
+                    let ip = Ipv6Packet::new_unchecked(packet);
+                    let len = message.len() as u32;
+                    pseudo_header_v6(ip.src_addr(), ip.dst_addr(), Protocol::ICMPV6, len)
+                }
+                _ => 0,
+            };
+            is_valid_sum(pseudo_header + ones_complement_sum(message))
+        }
+        Some(TupleKind::Addresses) => true,
+        Some(TupleKind::Ports) | None => false,
     }
 }

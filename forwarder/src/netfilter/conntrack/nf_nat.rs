@@ -2,8 +2,8 @@
 //! when the connection was opened; packets are translated as its two tuples say.
 
 use super::table::FlowTable;
-use super::tuple::{FlowKey, IPPROTO_TCP, IPPROTO_UDP};
-use super::{CtInfo, Direction, IPS_DST_NAT, IPS_SRC_NAT};
+use super::tuple::{FlowKey, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP};
+use super::{CtInfo, Direction, IPS_DST_NAT, IPS_SRC_NAT, TupleKind};
 use crate::netfilter::hook::{Hook, HookState};
 use crate::skb::{IpSummed, SkBuff};
 use crate::tables::{LOOPBACK_IFINDEX, Link, Tables};
@@ -16,9 +16,12 @@ const IPV4_ADDRESSES: usize = 12;
 const IPV4_CHECK: usize = 10;
 /// Offset of the addresses in an IPv6 header, octets.
 const IPV6_ADDRESSES: usize = 8;
-/// Offset of the checksum in a TCP and in a UDP header, octets.
+/// Offset of the checksum in a TCP, UDP and ICMP header, octets.
 const TCP_CHECK: usize = 16;
 const UDP_CHECK: usize = 6;
+const ICMP_CHECK: usize = 2;
+/// Offset of the identifier of echo, octets.
+const ICMP_ID: usize = 4;
 /// CSUM_MANGLED_0: of a UDP checksum, 0 means that there is none.
 const CSUM_MANGLED_0: u16 = 0xffff;
 
@@ -110,17 +113,18 @@ pub fn nf_nat_both(
 
 /// What both translations write into each IPv4 packet of a flow, and by how much its checksums change.
 ///
-/// Both checksums change by the same difference of the addresses. The sums do not depend on the byte order (RFC
+/// Both checksums change by the same difference of the addresses; that of ICMP, which has no pseudo-header, does not. The
+/// sums do not depend on the byte order (RFC
 /// 1071 §2(B)); ends that are not translated add nothing, not even a negative zero.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rewrite4 {
     /// Source and destination address, as in the header.
     addresses: [u8; 8],
-    /// Source and destination port, as in the header.
+    /// Source and destination port, as in the header; of echo, the identifier first.
     ports: [u8; 4],
     /// Of the addresses, in the machine's byte order.
     difference: u16,
-    /// Of addresses and ports.
+    /// Of what the transport checksum covers.
     l4_difference: u16,
 }
 
@@ -149,6 +153,13 @@ impl Rewrite4 {
         }
         rewrite.difference = fold_u64(difference);
         rewrite.l4_difference = fold_u64(difference + of_ports);
+        if own.protocol() == IPPROTO_ICMP && (source || destination) {
+            // Each translation writes the identifier (`icmp_manip_pkt`).
+            let ([old, _], [id, _]) = (own_ports, ports);
+            rewrite.ports[..2].copy_from_slice(&id);
+            let [old, new] = [old, id].map(u16::from_ne_bytes);
+            rewrite.l4_difference = fold_u64(u64::from(!old) + u64::from(new));
+        }
         rewrite
     }
 
@@ -163,21 +174,44 @@ impl Rewrite4 {
             IPPROTO_UDP => {
                 self.write::<UDP_CHECK, { IPV4_HLEN + UDP_CHECK + 2 }>(packet.first_chunk_mut()?);
             }
-            _ => return None,
+            _ => return self.apply_without_ports(packet, protocol),
         }
         Some(())
+    }
+
+    #[inline(never)]
+    fn apply_without_ports(&self, packet: &mut [u8], protocol: u8) -> Option<()> {
+        if protocol == IPPROTO_ICMP {
+            let packet: &mut [u8; IPV4_HLEN + ICMP_ID + 2] = packet.first_chunk_mut()?;
+            let (ip, icmp) = packet.split_first_chunk_mut()?;
+            self.write_addresses(ip);
+            let check = u16::from_ne_bytes([icmp[ICMP_CHECK], icmp[ICMP_CHECK + 1]]);
+            let check = changed_by(check, self.l4_difference);
+            icmp[ICMP_CHECK..ICMP_CHECK + 2].copy_from_slice(&check.to_ne_bytes());
+            icmp[ICMP_ID..ICMP_ID + 2].copy_from_slice(&self.ports[..2]);
+        } else {
+            self.write_addresses(packet.first_chunk_mut()?);
+        }
+        Some(())
+    }
+
+    /// Rewrites the IP header.
+    #[inline(always)]
+    fn write_addresses(&self, packet: &mut [u8; IPV4_HLEN]) {
+        let check = u16::from_ne_bytes([packet[IPV4_CHECK], packet[IPV4_CHECK + 1]]);
+        let check = changed_by(check, self.difference);
+        packet[IPV4_CHECK..IPV4_CHECK + 2].copy_from_slice(&check.to_ne_bytes());
+        packet[IPV4_ADDRESSES..IPV4_ADDRESSES + 8].copy_from_slice(&self.addresses);
     }
 
     /// `CHECK`: the offset of the checksum in the transport header.
     #[inline(always)]
     fn write<const CHECK: usize, const LEN: usize>(&self, packet: &mut [u8; LEN]) {
         let half = |packet: &[u8; LEN], at: usize| u16::from_ne_bytes([packet[at], packet[at + 1]]);
-        let replace =
-            |check: u16, difference: u16| !fold_u64(u64::from(!check) + u64::from(difference));
-        let check = replace(half(packet, IPV4_CHECK), self.difference);
+        let check = changed_by(half(packet, IPV4_CHECK), self.difference);
         let at = IPV4_HLEN + CHECK;
         let old = half(packet, at);
-        let mut l4_check = replace(old, self.l4_difference);
+        let mut l4_check = changed_by(old, self.l4_difference);
         if CHECK == UDP_CHECK {
             l4_check = match (old, l4_check) {
                 (0, _) => 0,
@@ -190,6 +224,12 @@ impl Rewrite4 {
         packet[IPV4_HLEN..IPV4_HLEN + 4].copy_from_slice(&self.ports);
         packet[at..at + 2].copy_from_slice(&l4_check.to_ne_bytes());
     }
+}
+
+/// A checksum after the sum of what it covers has grown by a difference (RFC 1624, eqn 3).
+#[inline(always)]
+fn changed_by(check: u16, difference: u16) -> u16 {
+    !fold_u64(u64::from(!check) + u64::from(difference))
 }
 
 /// Whether the source of packets is an address of the interface.
@@ -238,7 +278,10 @@ fn nf_nat_manip_pkt(
 ) -> Option<()> {
     let is_partial = skb.ip_summed == IpSummed::Partial;
     let (packet, end) = (skb.network_header_mut(), end as usize);
-    let (port, check_at) = (transport + 2 * end, transport + check_offset(protocol)?);
+    let Some(check_at) = check_offset(protocol) else {
+        return manip_without_ports(packet, transport, target, end);
+    };
+    let (port, check_at) = (transport + 2 * end, transport + check_at);
     let new_port = target.port_octets()[end];
     // Everything is there before anything is written.
     let old_port = *packet.get(port..)?.first_chunk::<2>()?;
@@ -270,12 +313,59 @@ fn nf_nat_manip_pkt(
     Some(())
 }
 
+/// Offset of the checksum in the transport header of a protocol with ports, octets.
 fn check_offset(protocol: u8) -> Option<usize> {
     match protocol {
         IPPROTO_TCP => Some(TCP_CHECK),
         IPPROTO_UDP => Some(UDP_CHECK),
         _ => None,
     }
+}
+
+/// The same of protocols without ports (`l4proto_manip_pkt`): the translation of either end writes the identifier of echo.
+#[inline(never)]
+fn manip_without_ports(
+    packet: &mut [u8],
+    transport: usize,
+    target: &FlowKey,
+    end: usize,
+) -> Option<()> {
+    if target.kind()? == TupleKind::Addresses {
+        return write_address(packet, target, end).map(|_| ());
+    }
+    let [new_id, _] = target.port_octets();
+    // Everything is there before anything is written.
+    let icmp = packet.get(transport..)?.first_chunk::<{ ICMP_ID + 2 }>()?;
+    let old_id = [icmp[ICMP_ID], icmp[ICMP_ID + 1]];
+    let check = u16::from_be_bytes([icmp[ICMP_CHECK], icmp[ICMP_CHECK + 1]]);
+    let (old, new) = write_address(packet, target, end)?;
+    // ICMP has no pseudo-header.
+    let covered = if target.is_ipv4() { 0 } else { old.len() };
+    let addresses = (old.get(..covered)?, new.get(..covered)?);
+    let check = transport_check(check, false, addresses, (&old_id, &new_id));
+    let icmp = packet.get_mut(transport..)?.first_chunk_mut::<{ ICMP_ID + 2 }>()?;
+    icmp[ICMP_CHECK..ICMP_CHECK + 2].copy_from_slice(&check.new.to_be_bytes());
+    icmp[ICMP_ID..].copy_from_slice(&new_id);
+    Some(())
+}
+
+/// Writes the address of an end, and updates the checksum of an IPv4 header. Returns the old one and the new one, of IPv4
+/// in the first four octets.
+fn write_address(packet: &mut [u8], target: &FlowKey, end: usize) -> Option<([u8; 16], [u8; 16])> {
+    let (mut old, mut new) = ([0; 16], [0; 16]);
+    if target.is_ipv4() {
+        let (old4, new4) = (old.first_chunk_mut::<4>()?, new.first_chunk_mut::<4>()?);
+        let at = IPV4_ADDRESSES + 4 * end;
+        *new4 = target.addresses4()[end];
+        *old4 = std::mem::replace(packet.get_mut(at..)?.first_chunk_mut::<4>()?, *new4);
+        let header_check = packet.get_mut(IPV4_CHECK..)?.first_chunk_mut::<2>()?;
+        *header_check = replace(u16::from_be_bytes(*header_check), old4, new4).to_be_bytes();
+    } else {
+        let at = IPV6_ADDRESSES + 16 * end;
+        new = target.addresses6()[end];
+        old = std::mem::replace(packet.get_mut(at..)?.first_chunk_mut::<16>()?, new);
+    }
+    Some((old, new))
 }
 
 /// A transport checksum before and after.

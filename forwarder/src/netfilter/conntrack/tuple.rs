@@ -1,6 +1,10 @@
 //! The key of a packet: addresses, ports, protocol (`struct nf_conntrack_tuple`).
+//!
+//! Where protocols have no ports the kernel's tuples have something else, or nothing: see [`TupleKind`].
 
 use std::net::IpAddr;
+
+use xdp_prog::TupleKind;
 
 use crate::hash_table::hash_words;
 
@@ -8,10 +12,12 @@ use crate::hash_table::hash_words;
 pub(super) const IPPROTO_TCP: u8 = 6;
 /// UDP.
 pub(super) const IPPROTO_UDP: u8 = 17;
-/// Encapsulating Security Payload.
-pub(super) const IPPROTO_ESP: u8 = 50;
-/// Authentication Header.
-pub(super) const IPPROTO_AH: u8 = 51;
+/// ICMP.
+pub(super) const IPPROTO_ICMP: u8 = 1;
+/// Generic Routing Encapsulation.
+pub(super) const IPPROTO_GRE: u8 = 47;
+/// ICMPv6.
+pub(super) const IPPROTO_ICMPV6: u8 = 58;
 
 /// Number of 64-bit words of a key.
 pub(super) const KEY_WORDS: usize = 5;
@@ -48,14 +54,14 @@ impl FlowKey {
         }
     }
 
-    /// Of an IPv4 packet; `ports`: the first four octets of its transport header.
+    /// Of an IPv4 packet; `ports`: the first four octets of its transport header, or what its [`TupleKind`] has instead.
     #[inline]
     pub(super) fn ipv4(from: [u8; 4], to: [u8; 4], protocol: u8, ports: [u8; 4]) -> FlowKey {
         let [from, to] = [from, to].map(|address| u32::from_ne_bytes(address).into());
         FlowKey { words: [from, 0, to, 0, last(ports, protocol, 4)] }
     }
 
-    /// Of an IPv6 packet; `ports`: the first four octets of its transport header.
+    /// Of an IPv6 packet, in the same way.
     #[inline]
     pub(super) fn ipv6(from: &[u8; 16], to: &[u8; 16], protocol: u8, ports: [u8; 4]) -> FlowKey {
         let [from, to] = [from, to].map(|address| {
@@ -69,8 +75,27 @@ impl FlowKey {
     #[inline]
     pub fn inverted(&self) -> FlowKey {
         let [from0, from1, to0, to1, last] = self.words;
-        let ports = (last as u32).rotate_left(16);
+        let ports = match self.protocol() {
+            IPPROTO_ICMP | IPPROTO_ICMPV6 => self.answered_echo(),
+            _ => (last as u32).rotate_left(16),
+        };
         FlowKey { words: [to0, to1, from0, from1, last >> 32 << 32 | u64::from(ports)] }
+    }
+
+    /// Of echo, what takes the place of the ports in the other direction: the same identifier, with the type of replies
+    /// instead of that of requests, or the other way around (`nf_conntrack_invert_icmp_tuple`).
+    #[cold]
+    fn answered_echo(&self) -> u32 {
+        let [id, [kind, code]] = self.port_octets();
+        let [request, reply] = TupleKind::echo_types(if self.is_ipv4() { 4 } else { 6 });
+        let kind = if kind == request { reply } else { request };
+        u32::from_ne_bytes([id[0], id[1], kind, code])
+    }
+
+    /// What it has besides addresses. `None`: no packet has it.
+    #[inline]
+    pub fn kind(&self) -> Option<TupleKind> {
+        TupleKind::of(self.protocol(), if self.is_ipv4() { 4 } else { 6 })
     }
 
     /// Source and destination address of an IPv4 key.

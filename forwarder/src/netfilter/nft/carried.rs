@@ -6,6 +6,8 @@
 
 use std::collections::HashMap;
 
+use xdp_prog::TupleKind;
+
 use super::carried_facts::{Facts, Known, Packets};
 use super::op::{Flow, Op};
 use super::program::{BaseChainId, Program};
@@ -15,8 +17,6 @@ use crate::netfilter::Hook;
 
 /// The hooks that forwarded packets pass, in their order.
 const FORWARDED: [Hook; 3] = [Hook::PreRouting, Hook::Forward, Hook::PostRouting];
-/// IPPROTO_TCP and IPPROTO_UDP: connections of other protocols are not carried.
-const CARRIED: [u8; 2] = [6, 17];
 /// Jumps within jumps. The kernel accepts 16 (NFT_JUMP_STACK_SIZE).
 const DEPTH_MAX: usize = 64;
 
@@ -50,7 +50,8 @@ impl Carried {
         let mut carried = Carried::none(program);
         let families = [Family::Ip, Family::Ip6].into_iter().zip(program.tracked_families());
         for (family, _) in families.filter(|(_, is_tracked)| *is_tracked) {
-            for protocol in CARRIED {
+            let number = if family == Family::Ip { 4 } else { 6 };
+            for protocol in (0..=u8::MAX).filter(|it| TupleKind::of(*it, number).is_some()) {
                 carried.add(program, &Packets { family, protocol, of: None });
             }
         }
@@ -252,8 +253,11 @@ impl<'a, S: FnMut(u32, u32, &Op, bool) -> bool> Walk<'a, S> {
             Op::RangeTest(test) => self.facts.differing(test.load) != Some(0),
             Op::Cmp { .. } | Op::Range { .. } => regs.comparison_differs(op),
             Op::Lookup { set, sreg, .. } => {
-                let set = self.program.sets.get(*set as usize);
-                set.is_none_or(|set| set.has_timeouts() || regs.differs(*sreg, set.key_len()))
+                let Some(set) = self.program.sets.get(*set as usize) else { return false };
+                // For packets that match an element that expires. Where that is not known, most match none.
+                let found =
+                    regs.value(*sreg, set.key_len()).and_then(|key| set.find(key, *sreg, 0));
+                regs.differs(*sreg, set.key_len()) || found.is_some_and(|it| set.expires(it))
             }
             Op::Payload { base, offset, len, .. } => {
                 self.facts.payload_differs(*base, *offset, (*len).into()).is_none()

@@ -1,9 +1,11 @@
 //! What is known of packets of carried connections: the values that operations load, bit by bit, and the registers.
 //!
-//! Packets of carried connections are of TCP or UDP, established, and neither fragments nor with IP options or extension
-//! headers; those of TCP have no SYN and no FIN. Of one flow, addresses, ports, interfaces and the connection are known, too.
+//! Packets of carried connections are established, and neither fragments nor with IP options or extension headers; those of
+//! TCP have no SYN and no FIN. Of one flow, addresses, ports (of echo type and code), interfaces and the connection are known, too.
 
 use std::net::IpAddr;
+
+use xdp_prog::TupleKind;
 
 use super::compile::meta_len;
 use super::op::{Bitwise2, DATA_MAX, Load, Op, RangeTest, Regs, Test};
@@ -17,15 +19,17 @@ use crate::netfilter::{Hook, priority};
 /// Octets of headers in which anything is known: the fixed header of IPv6, a TCP header without options.
 const NETWORK_LEN: usize = 40;
 const TRANSPORT_LEN: usize = 20;
-/// Length of an IPv4 header without options, and of a UDP header, octets.
+/// Length of an IPv4 header without options, and of a UDP header or that of echo, octets.
 const IPV4_LEN: u64 = 20;
 const UDP_LEN: u64 = 8;
 const IPPROTO_TCP: u8 = 6;
 /// The octet of a TCP header with the flags, and those that packets of carried connections do not have: FIN and SYN.
 const TCP_FLAGS: usize = 13;
 const TCP_FLAGS_CLEAR: u8 = 0x03;
-/// IPS_SEEN_REPLY, IPS_ASSURED, IPS_CONFIRMED: bits of the status that connections have when they are carried.
-const STATUS_SET: u32 = 0x0e;
+/// IPS_SEEN_REPLY, IPS_CONFIRMED: bits of the status that connections have when they are carried; with ports also
+/// IPS_ASSURED.
+const STATUS_SET: u32 = 0x0a;
+const IPS_ASSURED: u32 = 0x04;
 /// IFNAMSIZ.
 const IFNAMSIZ: usize = 16;
 
@@ -118,6 +122,8 @@ impl Bits {
 pub(super) struct Facts {
     family: Family,
     protocol: u8,
+    /// What the packets of a flow have in common, besides addresses.
+    kind: Option<TupleKind>,
     /// What differs between packets of a flow.
     pub(super) headers: Option<Headers>,
     network: Header<NETWORK_LEN>,
@@ -139,6 +145,7 @@ impl Packets<'_> {
         let mut facts = Facts {
             family: self.family,
             protocol: self.protocol,
+            kind: TupleKind::of(self.protocol, if self.family == Family::Ip { 4 } else { 6 }),
             headers: Headers::of_flow(self.family, self.protocol),
             network: Header::unknown(),
             transport: Header::unknown(),
@@ -173,7 +180,9 @@ impl Packets<'_> {
             }
             Some(_) => {
                 facts.state = Some(CT_STATE_ESTABLISHED);
-                facts.status = (STATUS_SET, STATUS_SET);
+                let has_ports = facts.kind == Some(TupleKind::Ports);
+                let status = STATUS_SET | if has_ports { IPS_ASSURED } else { 0 };
+                facts.status = (status, status);
             }
         }
         if let Some(of) = self.of {
@@ -203,8 +212,14 @@ impl Facts {
                 IpAddr::V6(address) => self.network.set(at, &address.octets()),
             }
         }
-        for (port, at) in ports.into_iter().zip([0, 2]) {
-            self.transport.set(at, &port.to_be_bytes());
+        match self.kind {
+            Some(TupleKind::Ports) => {
+                let [source, destination] = ports.map(u16::to_be_bytes);
+                self.transport.set(0, &[source, destination].concat());
+            }
+            // Type and code, which NAT leaves as they are.
+            Some(TupleKind::Echo) => self.transport.set(0, &of.received.ports()[1].to_be_bytes()),
+            Some(TupleKind::Addresses) | None => {}
         }
         if self.state == Some(CT_STATE_ESTABLISHED) {
             self.status = (of.status, u32::MAX);
@@ -256,7 +271,11 @@ impl Facts {
 
     /// Octets that the transport header has for certain.
     fn transport_len(&self) -> u64 {
-        if self.protocol == IPPROTO_TCP { TRANSPORT_LEN as u64 } else { UDP_LEN }
+        match self.kind {
+            Some(TupleKind::Ports) if self.protocol == IPPROTO_TCP => TRANSPORT_LEN as u64,
+            Some(TupleKind::Ports | TupleKind::Echo) => UDP_LEN,
+            _ => 0,
+        }
     }
 
     fn meta(&self, key: MetaKey) -> Bits {

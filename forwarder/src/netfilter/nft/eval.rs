@@ -33,6 +33,7 @@ const IPS_NAT_MASK: u32 = 0x30;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
 /// Longest TCP header, octets.
 const TCP_HLEN_MAX: usize = 60;
 
@@ -457,6 +458,8 @@ impl<T: Observer> Run<'_, T> {
             CtKey::Ipv6(direction, end) if !is_ipv4 => {
                 (direction, end, PayloadBase::Network, 8, 24)
             }
+            // Without ports, tuples have something else that packets have elsewhere, or nothing.
+            CtKey::Port(..) if !self.has_ports() => return Flow::Kernel(NO_CONNECTION),
             CtKey::Port(direction, end) => (direction, end, PayloadBase::Transport, 0, 2),
             _ => return Flow::Break,
         };
@@ -466,6 +469,11 @@ impl<T: Observer> Run<'_, T> {
             true => Flow::Continue,
             false => Flow::Kernel(NO_CONNECTION),
         }
+    }
+
+    fn has_ports(&self) -> bool {
+        let protocol = self.view.packet.transport.l4.map(|(protocol, _)| protocol);
+        matches!(protocol, Some(IPPROTO_TCP | IPPROTO_UDP))
     }
 
     /// `nft_ct_set_eval`: a mark that remains needs not be written.

@@ -191,6 +191,11 @@ impl CompiledSet {
         self.expires_ns.get(element as usize).is_some_and(certain)
     }
 
+    /// Whether any element expires.
+    pub(super) fn has_timeouts(&self) -> bool {
+        !self.expires_ns.is_empty()
+    }
+
     /// Whether an element expires.
     pub(super) fn expires(&self, element: u32) -> bool {
         self.expires_ns.get(element as usize).is_some_and(|at| *at != u64::MAX)

@@ -2,9 +2,12 @@
 //!
 //! Packets for which a decision is used have no IP options or extension headers and are no fragments; of TCP, they have
 //! ACK and neither SYN, FIN nor RST ([`Segment::Plain`]). So version, protocol, addresses, ports and these flags are the
-//! same for all of them; so are the interfaces, which the caller compares, and the connection.
+//! same for all of them, and of echo type, code and identifier; so are the interfaces, which the caller compares, and the
+//! connection.
 //!
 //! [`Segment::Plain`]: crate::netfilter::conntrack::Segment::Plain
+
+use xdp_prog::TupleKind;
 
 use super::op::{Load, Op};
 use super::packet::Packet;
@@ -12,7 +15,6 @@ use super::ruleset::{ExthdrOp, Family, MetaKey, PayloadBase};
 use super::xt::Xt;
 
 const IPPROTO_TCP: u8 = 6;
-const IPPROTO_UDP: u8 = 17;
 /// Length of an IPv4 header without options, and of the fixed IPv6 header, octets.
 const IPV4_HLEN: usize = 20;
 const IPV6_HLEN: usize = 40;
@@ -30,6 +32,8 @@ const ALL: u8 = 0xff;
 pub(super) struct Headers {
     family: Family,
     protocol: u8,
+    /// What is the same for all of them, besides addresses.
+    kind: TupleKind,
     /// Octets of the network header.
     network: usize,
     /// Octets of the transport header that all packets have.
@@ -49,12 +53,13 @@ impl Headers {
             Family::Ip6 => IPV6_HLEN,
             _ => return None,
         };
-        let transport = match protocol {
-            IPPROTO_TCP => 20,
-            IPPROTO_UDP => 8,
-            _ => return None,
+        let kind = TupleKind::of(protocol, if family == Family::Ip { 4 } else { 6 })?;
+        let transport = match kind {
+            TupleKind::Ports if protocol == IPPROTO_TCP => 20,
+            TupleKind::Ports | TupleKind::Echo => 8,
+            TupleKind::Addresses => 0,
         };
-        Some(Headers { family, protocol, network, transport })
+        Some(Headers { family, protocol, kind, network, transport })
     }
 
     /// Whether the flow is one of TCP.
@@ -84,10 +89,11 @@ impl Headers {
                 _ => ALL,
             });
         };
-        match at {
-            // Ports.
-            0..4 => Some(0),
-            13 if self.are_tcp() => Some(TCP_FLAGS),
+        match (self.kind, at) {
+            (TupleKind::Ports, 0..4) => Some(0),
+            (TupleKind::Ports, 13) if self.are_tcp() => Some(TCP_FLAGS),
+            // Type and code; identifier.
+            (TupleKind::Echo, 0 | 1 | 4 | 5) => Some(0),
             _ => (at < self.transport).then_some(ALL),
         }
     }
@@ -136,14 +142,14 @@ impl Headers {
     fn xt(&self, of: &Xt) -> bool {
         match of {
             Xt::Header(len) => usize::from(*len) > self.transport,
-            // The ports.
-            Xt::Multiport { .. } => false,
+            // The ports, of TCP and UDP.
+            Xt::Multiport { .. } => self.kind != TupleKind::Ports,
             // The length of the packet.
             Xt::Length6 { .. } => true,
             // Options of TCP; a packet of UDP may be too short.
             Xt::TcpMss { .. } => true,
-            // The first two octets of eight, which are a port.
-            Xt::Icmp { .. } => false,
+            // Type and code: of TCP and UDP a port.
+            Xt::Icmp { .. } => self.kind == TupleKind::Addresses,
             // Packets of a flow of which something is remembered are not of IPsec.
             Xt::Policy(_) => false,
             // There are no extension headers. It is not used for IPv4.

@@ -10,7 +10,7 @@ use super::*;
 use crate::fib::{Rule as RoutingRule, RuleAction};
 use crate::netfilter::HookStates;
 use crate::netfilter::conntrack::{
-    FlowDesc, FlowKey, FlowTable, FlowView, FlowWriter, IPS_DST_NAT, IPS_SRC_NAT,
+    FlowDesc, FlowKey, FlowTable, FlowView, FlowWriter, IPS_DST_NAT, IPS_SRC_NAT, TupleKind,
 };
 use crate::netfilter::nft::compile;
 use crate::tables::{Epochs, epochs};
@@ -40,12 +40,21 @@ const SERVERS6: [&str; 6] = [
     "2001:db8:1::9",
 ];
 
+/// The protocol of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Tcp,
+    Udp,
+    Echo,
+    Esp,
+}
+
 /// A flow between the host on the left and a server.
 #[derive(Debug, Clone, Copy)]
 struct Flow {
     server: usize,
     is_ipv4: bool,
-    is_tcp: bool,
+    kind: Kind,
     /// Bit 0: source NAT; bit 1: destination NAT.
     nat: u8,
     is_masqueraded: bool,
@@ -72,18 +81,35 @@ impl Flow {
         }
     }
 
-    /// Of packets of the original direction, and of answers, as they are received.
+    /// Of packets of the original direction, and of answers, as they are received; with what keys have instead of ports.
     fn ends(&self, n: usize) -> [Ends; 2] {
         let (client, server, public, service) = self.addresses();
-        let client = (client, 1000 + n as u16);
-        let server = (server, 80);
-        let public = if self.nat & 1 == 0 { client } else { (public, 40_000 + n as u16) };
-        let service = if self.nat & 2 == 0 { server } else { (service, 8080) };
-        [[client, service], [server, public]]
+        let public = if self.nat & 1 == 0 { client } else { public };
+        let service = if self.nat & 2 == 0 { server } else { service };
+        let own = 1000 + n as u16;
+        let chosen = if self.nat & 1 == 0 { own } else { 40_000 + n as u16 };
+        let types = TupleKind::echo_types(if self.is_ipv4 { 4 } else { 6 });
+        let [[a, b], [c, d]] = match self.kind {
+            Kind::Tcp | Kind::Udp => {
+                [[own, if self.nat & 2 == 0 { 80 } else { 8080 }], [80, chosen]]
+            }
+            Kind::Echo => {
+                let [request, reply] = types.map(|kind| u16::from(kind) << 8);
+                [[own, request], [chosen, reply]]
+            }
+            Kind::Esp => [[0; 2]; 2],
+        };
+        [[(client, a), (service, b)], [(server, c), (public, d)]]
     }
 
     fn protocol(&self) -> Protocol {
-        if self.is_tcp { Protocol::TCP } else { Protocol::UDP }
+        match self.kind {
+            Kind::Tcp => Protocol::TCP,
+            Kind::Udp => Protocol::UDP,
+            Kind::Echo if self.is_ipv4 => Protocol::ICMP,
+            Kind::Echo => Protocol::ICMPV6,
+            Kind::Esp => Protocol::ESP,
+        }
     }
 
     fn desc(&self, n: usize) -> FlowDesc {
@@ -115,21 +141,36 @@ impl Packet {
         let n = self.flow % flows.len();
         let flow = &flows[n];
         let [from, to] = flow.ends(n)[usize::from(self.is_answer)];
-        let mut segment = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
-        let check_at = if flow.is_tcp {
-            segment.extend(self.seq.to_be_bytes());
-            segment.extend(self.ack.to_be_bytes());
-            segment.extend([0x50, self.flags, 1, 0, 0, 0, 0, 0]);
-            16
-        } else {
-            let len = 8 + self.len as u16 + u16::from(self.odd == 1);
-            segment.extend(len.to_be_bytes());
-            segment.extend([0, 0]);
-            6
+        let data = (0..self.len).map(|at| at as u8);
+        let mut segment: Vec<u8> = match flow.kind {
+            Kind::Tcp | Kind::Udp => [from.1.to_be_bytes(), to.1.to_be_bytes()].concat(),
+            Kind::Echo => {
+                let id = from.1.to_be_bytes();
+                [&to.1.to_be_bytes()[..], &[0, 0], &id, &self.seq.to_be_bytes()[2..]].concat()
+            }
+            // An SPI, of which a half is that port now and then which a rule drops.
+            Kind::Esp => [(31 + self.ack).to_be_bytes(), self.seq.to_be_bytes()].concat(),
         };
-        segment.extend((0..self.len).map(|at| at as u8));
+        let check_at = match flow.kind {
+            Kind::Tcp => {
+                segment.extend(self.seq.to_be_bytes());
+                segment.extend(self.ack.to_be_bytes());
+                segment.extend([0x50, self.flags, 1, 0, 0, 0, 0, 0]);
+                Some(16)
+            }
+            Kind::Udp => {
+                let len = 8 + self.len as u16 + u16::from(self.odd == 1);
+                segment.extend(len.to_be_bytes());
+                segment.extend([0, 0]);
+                Some(6)
+            }
+            Kind::Echo => Some(2),
+            Kind::Esp => None,
+        };
+        segment.extend(data);
         let len = segment.len();
         let pseudo = match (from.0, to.0) {
+            (IpAddr::V4(_), _) if flow.kind == Kind::Echo => 0,
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 pseudo_header_v4(from, to, flow.protocol(), len as u16)
             }
@@ -139,11 +180,14 @@ impl Packet {
             _ => unreachable!("one family"),
         };
         let check = match self.odd {
+            1 if flow.kind == Kind::Echo => 0x1234,
             2 => fold(pseudo),
-            3 if !flow.is_tcp => 0,
+            3 if flow.kind == Kind::Udp => 0,
             _ => transport_checksum(pseudo, &segment),
         };
-        segment[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
+        if let Some(at) = check_at {
+            segment[at..at + 2].copy_from_slice(&check.to_be_bytes());
+        }
         let (ethertype, packet) = match (from.0, to.0) {
             (IpAddr::V4(from), IpAddr::V4(to)) => (0x0800, self.ipv4(flow, from, to, &segment)),
             (IpAddr::V6(from), IpAddr::V6(to)) => {
@@ -213,7 +257,9 @@ impl Router {
         net.neigh.push((3, "198.18.2.9", Some([2, 0, 0, 0, 2, 9])));
         let (table, mut writer) = FlowTable::new(64, 9);
         for (n, flow) in flows.iter().enumerate() {
-            writer.insert(&flow.desc(n)).expect("room");
+            // Those without ports may be the same.
+            let is_new = writer.insert(&flow.desc(n)).is_some();
+            assert!(is_new || flow.kind == Kind::Esp, "{flow:?}");
         }
         let mut registry = NetHooks::new(1);
         registry.set_flows(Arc::clone(&table));
@@ -304,11 +350,17 @@ enum Step {
 
 fn flow() -> impl Strategy<Value = Flow> {
     let server = prop_oneof![3 => Just(0usize), 2 => 0..12usize];
-    (server, any::<(bool, bool, bool)>(), 0..4u8).prop_map(
-        |(server, (is_ipv4, is_tcp, is_masqueraded), nat)| Flow {
+    let kind = prop_oneof![
+        2 => Just(Kind::Tcp),
+        2 => Just(Kind::Udp),
+        1 => Just(Kind::Echo),
+        1 => Just(Kind::Esp),
+    ];
+    (server, any::<(bool, bool)>(), kind, 0..4u8).prop_map(
+        |(server, (is_ipv4, is_masqueraded), kind, nat)| Flow {
             server,
             is_ipv4,
-            is_tcp,
+            kind,
             nat,
             is_masqueraded,
         },
@@ -442,10 +494,17 @@ proptest! {
 /// Later packets pass without the functions, so that the comparison means something.
 #[test]
 fn most_packets_pass_as_was_decided() {
+    for kind in [Kind::Tcp, Kind::Udp, Kind::Echo, Kind::Esp] {
+        most_pass(kind);
+    }
+}
+
+fn most_pass(kind: Kind) {
     let flows = [0, 1, 2, 3].map(|nat| Flow {
-        server: 2,
+        // Without ports, no two may have the same addresses.
+        server: if nat < 2 { 2 } else { 0 },
         is_ipv4: nat % 2 == 0,
-        is_tcp: true,
+        kind,
         nat,
         is_masqueraded: false,
     });
@@ -465,10 +524,11 @@ fn most_packets_pass_as_was_decided() {
             let frame = packet(flow, port == RIGHT).frame(&flows);
             router.lab.state.hooks.functions_ran = 0;
             router.lab.receive(port, &[frame]);
-            assert_eq!(router.lab.sent().len(), 1, "flow {flow}, port {port}");
+            assert_eq!(router.lab.sent().len(), 1, "{kind:?}, flow {flow}, port {port}");
             // To the left, a rule looks at the length.
             let runs = round == 0 || port == RIGHT;
-            assert_eq!(router.lab.state.hooks.functions_ran > 0, runs, "{round}, {flow}, {port}");
+            let ran = router.lab.state.hooks.functions_ran > 0;
+            assert_eq!(ran, runs, "{kind:?}, {round}, {flow}, {port}");
         }
     }
 }
@@ -480,7 +540,7 @@ fn a_packet_is_counted_here_or_by_the_kernel() {
     for (is_ipv4, server, ttl) in
         [(true, 0, 64), (true, 0, 1), (true, 6, 64), (false, 0, 64), (false, 0, 1)]
     {
-        let flow = Flow { server, is_ipv4, is_tcp: true, nat: 1, is_masqueraded: false };
+        let flow = Flow { server, is_ipv4, kind: Kind::Tcp, nat: 1, is_masqueraded: false };
         let is_kernels = (server, ttl) != (0, 64);
         for remembers in [true, false] {
             let mut router = Router::new(&[flow], remembers);
@@ -519,7 +579,7 @@ fn flows_of_all_kinds() -> Vec<Flow> {
     let flow = |n: u8| Flow {
         server: 2,
         is_ipv4: true,
-        is_tcp: n & 4 == 0,
+        kind: if n & 4 == 0 { Kind::Tcp } else { Kind::Udp },
         nat: n & 3,
         is_masqueraded: false,
     };

@@ -10,16 +10,20 @@ use core::ptr::null_mut;
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_csum_diff, programs::XdpContext};
 use xdp_prog::offload::fold;
 
-use crate::offload::header_mut;
-use crate::steer::{IPPROTO_TCP, IPPROTO_UDP, UdpHdr, header};
+use crate::offload::{halves, header_mut};
+use crate::steer::{
+    IPPROTO_GRE, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, UdpHdr, header,
+};
 
-/// Offsets of the checksum in a TCP and in a UDP header, octets.
+/// Offsets of the checksum in a TCP, UDP and ICMP header, octets.
 const TCP_CHECK: usize = 16;
 const UDP_CHECK: usize = 6;
+const ICMP_CHECK: usize = 2;
+/// Offset of the identifier of echo, octets.
+const ICMP_ID: usize = 4;
 /// Protocols whose packets contain others, or have another checksum.
 const IPPROTO_IPIP: u8 = 4;
 const IPPROTO_IPV6: u8 = 41;
-const IPPROTO_GRE: u8 = 47;
 const IPPROTO_SCTP: u8 = 132;
 /// Length of the headers of VXLAN and Geneve, without options, octets.
 const TUNNEL_LEN: usize = 8;
@@ -38,32 +42,69 @@ pub struct Checked {
     pub protocol: u8,
     /// Octets after the IP header.
     pub octets: u16,
-    /// What the sum of pseudo-header and ports grows by; `None`: neither changes.
-    pub delta: Option<u16>,
+    /// It is of a tracked connection.
+    pub is_tracked: bool,
+    /// Pseudo-header and ports change, and what their sum grows by. Not an `Option`, see `decide_ipv4`.
+    pub is_rewritten: bool,
+    pub delta: u16,
     /// The checksum may be a partial one.
     pub is_maybe_partial: bool,
 }
 
-/// What is written into a checksum field.
+/// What is written into a transport header.
 #[derive(Clone, Copy)]
 pub struct NewCheck {
     value: u16,
-    /// Its offset in the transport header, octets; 0: nothing is written.
+    /// The offset of the checksum, octets; 0: neither it nor ports are written.
     at: usize,
 }
 
 impl NewCheck {
     const NONE: NewCheck = NewCheck { value: 0, at: 0 };
 
-    /// Writes it; `offset`: of the transport header.
+    /// Writes it into the header at `offset`, and if that `is_rewritten` the lowest 16-bit words of `rest`, which are ports,
+    /// or the identifier of echo.
     #[inline(always)]
-    pub fn write(self, ctx: &XdpContext, offset: usize) -> Option<()> {
+    pub fn write(
+        self,
+        ctx: &XdpContext,
+        offset: usize,
+        is_rewritten: bool,
+        rest: u64,
+    ) -> Option<()> {
         if self.at == TCP_CHECK {
-            // SAFETY: inside the frame.
-            unsafe { *header_mut::<u16>(ctx, offset + TCP_CHECK)? = self.value };
+            self.write_at::<TCP_CHECK>(ctx, offset, is_rewritten, rest)
         } else if self.at == UDP_CHECK {
-            // SAFETY: inside the frame.
-            unsafe { *header_mut::<u16>(ctx, offset + UDP_CHECK)? = self.value };
+            self.write_at::<UDP_CHECK>(ctx, offset, is_rewritten, rest)
+        } else if self.at == ICMP_CHECK {
+            // Nothing is, unless it is rewritten.
+            let id = header_mut::<u16>(ctx, offset + ICMP_ID)?;
+            // SAFETY: inside the frame; the checksum is before the identifier.
+            unsafe {
+                *header_mut::<u16>(ctx, offset + ICMP_CHECK)? = self.value;
+                *id = rest as u16;
+            }
+            Some(())
+        } else {
+            Some(())
+        }
+    }
+
+    #[inline(always)]
+    fn write_at<const AT: usize>(
+        self,
+        ctx: &XdpContext,
+        offset: usize,
+        is_rewritten: bool,
+        rest: u64,
+    ) -> Option<()> {
+        let check = header_mut::<u16>(ctx, offset + AT)?;
+        // SAFETY: inside the frame; ports are before the checksum.
+        unsafe {
+            *check = self.value;
+            if is_rewritten {
+                *header_mut::<[u16; 2]>(ctx, offset)? = halves(rest as u32);
+            }
         }
         Some(())
     }
@@ -78,7 +119,10 @@ pub fn check_for(
     packet: &Checked,
     addresses: impl FnOnce() -> u64,
 ) -> Option<NewCheck> {
-    if !packet.is_maybe_partial && packet.delta.is_none() {
+    if packet.is_tracked && matches!(packet.protocol, IPPROTO_ICMP | IPPROTO_ICMPV6) {
+        return check_echo(ctx, offset, packet, addresses);
+    }
+    if !packet.is_maybe_partial && !packet.is_rewritten {
         return Some(NewCheck::NONE);
     }
     match packet.protocol {
@@ -89,6 +133,33 @@ pub fn check_for(
         IPPROTO_IPIP | IPPROTO_IPV6 | IPPROTO_GRE | IPPROTO_SCTP if packet.is_maybe_partial => None,
         _ => Some(NewCheck::NONE),
     }
+}
+
+/// That of echo. `None`: the present one is wrong, with which connection tracking may call the packet invalid
+/// (`nf_conntrack_icmpv4_error`, `nf_conntrack_icmpv6_error`).
+#[inline(always)]
+fn check_echo(
+    ctx: &XdpContext,
+    offset: usize,
+    packet: &Checked,
+    addresses: impl FnOnce() -> u64,
+) -> Option<NewCheck> {
+    let pseudo_header = match packet.protocol {
+        IPPROTO_ICMPV6 => {
+            let words = [u16::from(IPPROTO_ICMPV6), packet.octets];
+            words.iter().fold(addresses(), |sum, word| sum + u64::from(word.to_be()))
+        }
+        _ => 0,
+    };
+    let sum = transport_sum(ctx.ctx, offset as u32, u32::from(packet.octets));
+    if sum == NO_SUM || fold(pseudo_header + sum) != 0xffff {
+        return None;
+    }
+    if !packet.is_rewritten {
+        return Some(NewCheck::NONE);
+    }
+    let old = *header::<u16>(ctx, offset + ICMP_CHECK)?;
+    Some(NewCheck { value: !fold(u64::from(!old) + u64::from(packet.delta)), at: ICMP_CHECK })
 }
 
 /// Whether the UDP datagram whose header is at `offset` begins as that of a VXLAN or Geneve tunnel does
@@ -122,7 +193,7 @@ fn check_at<const AT: usize>(
         let value = if AT == UDP_CHECK && value == 0 { CSUM_MANGLED_0 } else { value };
         Some(NewCheck { value, at: AT })
     };
-    let delta = u64::from(packet.delta.unwrap_or(0));
+    let delta = u64::from(packet.delta);
     if packet.is_maybe_partial {
         let protocol = u16::from(packet.protocol).to_be();
         let pseudo_header = addresses() + u64::from(protocol) + u64::from(packet.octets.to_be());
@@ -137,8 +208,12 @@ fn check_at<const AT: usize>(
             }
         }
     }
-    if packet.delta.is_none() || (AT == UDP_CHECK && old == 0) {
+    if !packet.is_rewritten {
         return Some(NewCheck::NONE);
+    }
+    if AT == UDP_CHECK && old == 0 {
+        // It stays what it is; ports are written.
+        return Some(NewCheck { value: 0, at: AT });
     }
     of(u64::from(!old) + delta)
 }

@@ -14,6 +14,7 @@ mod ipsec;
 mod offload;
 mod punt;
 mod steer;
+mod tuple;
 
 /// Required by the kernel for programs that use GPL-only helpers.
 #[unsafe(link_section = "license")]

@@ -7,7 +7,6 @@
 //! Of a multi-buffer frame only the first buffer is seen. If it contains the whole packet, what follows is padding.
 
 use core::arch::asm;
-use core::ptr::null_mut;
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -78,11 +77,10 @@ pub fn ipv4(
     }
     let l4 = settings.l3() + size_of::<Ipv4Hdr>();
     let seqs = if is_wide { None } else { segment(ctx, l4, protocol, octets)? };
-    let rewrite = match found.has_rewrite(is_wide)? {
-        true => Some(found.rewrite4()),
-        false => None,
-    };
-    let destination = rewrite.map_or(ip.destination, Rewrite4::destination);
+    let is_rewritten = found.has_rewrite(is_wide)?;
+    // Not an `Option`, see `decide_ipv4`.
+    let rewrite = if is_rewritten { found.rewrite4() } else { Rewrite4 { addresses: 0, rest: 0 } };
+    let destination = if is_rewritten { rewrite.destination() } else { ip.destination };
     let hop = Hop::read(found.next_hop)?;
     let epochs = FR_OFF_EPOCHS.get_ptr(0)?;
     let [to_short, to_long] = epochs4(destination.map(u16::from_be));
@@ -101,7 +99,9 @@ pub fn ipv4(
     let checked = Checked {
         protocol,
         octets,
-        delta: rewrite.map(|rewrite| transport_delta(rewrite.rest)),
+        is_tracked: !is_wide,
+        is_rewritten,
+        delta: transport_delta(rewrite.rest),
         is_maybe_partial: settings.port.flags & PortSettings::PARTIAL_CSUM != 0,
     };
     let check = check_for(ctx, l4, &checked, || {
@@ -118,7 +118,7 @@ pub fn ipv4(
     // After this `ip` is not valid.
     let is_written = trim(ctx, padding, frame_length)
         .and_then(|()| hop.write(ctx, &settings.tags))
-        .and_then(|()| write_ipv4(ctx, hop.l3(), check, rewrite));
+        .and_then(|()| write_ipv4(ctx, hop.l3(), check, is_rewritten, rewrite));
     if is_written.is_none() {
         return Some(Reason::SteerIpv4);
     }
@@ -132,22 +132,20 @@ fn write_ipv4(
     ctx: &XdpContext,
     l3: usize,
     check: NewCheck,
-    rewrite: Option<Rewrite4>,
+    is_rewritten: bool,
+    rewrite: Rewrite4,
 ) -> Option<()> {
     let ip = header_mut::<Ipv4Hdr>(ctx, l3)?;
-    let l4 = l3 + size_of::<Ipv4Hdr>();
-    let ports = if rewrite.is_some() { header_mut::<[u16; 2]>(ctx, l4)? } else { null_mut() };
-    check.write(ctx, l4)?;
-    // SAFETY: pointers into the frame; `ports` is one if there is a rewrite.
+    check.write(ctx, l3 + size_of::<Ipv4Hdr>(), is_rewritten, rewrite.rest)?;
+    // SAFETY: a pointer into the frame.
     unsafe {
         let ip = &mut *ip;
         ip.check = decrease_ttl(ip.check);
         ip.ttl_protocol[0] -= 1;
-        if let Some(rewrite) = rewrite {
+        if is_rewritten {
             ip.check = !fold(u64::from(!ip.check) + rewrite.header_delta());
             ip.source = halves(rewrite.addresses as u32);
             ip.destination = rewrite.destination();
-            *ports = halves(rewrite.rest as u32);
         }
     }
     Some(())
@@ -180,6 +178,9 @@ pub fn ipv6(
         true => Some(found.rewrite6()?),
         false => None,
     };
+    // Not in the `Option`, see `decide_ipv4`.
+    let rest = rewrite.as_ref().map_or(0, |rewrite| rewrite.rest);
+    let is_rewritten = rewrite.is_some();
     let to = rewrite.as_ref().map_or(
         [ip.destination[0], ip.destination[1], ip.destination[2]],
         |rewrite| {
@@ -206,7 +207,9 @@ pub fn ipv6(
     let checked = Checked {
         protocol,
         octets,
-        delta: rewrite.as_ref().map(|rewrite| transport_delta(rewrite.rest)),
+        is_tracked: !is_wide,
+        is_rewritten,
+        delta: transport_delta(rest),
         is_maybe_partial: settings.port.flags & PortSettings::PARTIAL_CSUM != 0,
     };
     let check = check_for(ctx, l4, &checked, || {
@@ -221,7 +224,7 @@ pub fn ipv6(
     // After this `ip` is not valid.
     let is_written = trim(ctx, padding, frame_length)
         .and_then(|()| hop.write(ctx, &settings.tags))
-        .and_then(|()| write_ipv6(ctx, hop.l3(), check, rewrite.as_ref()));
+        .and_then(|()| write_ipv6(ctx, hop.l3(), check, rewrite.as_ref(), rest));
     if is_written.is_none() {
         return Some(Reason::SteerIpv6);
     }
@@ -236,19 +239,17 @@ fn write_ipv6(
     l3: usize,
     check: NewCheck,
     rewrite: Option<&Rewrite6>,
+    rest: u64,
 ) -> Option<()> {
     let ip = header_mut::<Ipv6Hdr>(ctx, l3)?;
-    let l4 = l3 + size_of::<Ipv6Hdr>();
-    let ports = if rewrite.is_some() { header_mut::<[u16; 2]>(ctx, l4)? } else { null_mut() };
-    check.write(ctx, l4)?;
-    // SAFETY: pointers into the frame; `ports` is one if there is a rewrite.
+    check.write(ctx, l3 + size_of::<Ipv6Hdr>(), rewrite.is_some(), rest)?;
+    // SAFETY: a pointer into the frame.
     unsafe {
         let ip = &mut *ip;
         ip.next_header_hop_limit[1] -= 1;
         if let Some(rewrite) = rewrite {
             ip.source = ipv6_words(rewrite.source);
             ip.destination = ipv6_words(rewrite.destination);
-            *ports = halves(rewrite.rest as u32);
         }
     }
     Some(())
@@ -581,7 +582,7 @@ impl Hop {
 
 /// A word as 16-bit words in memory order.
 #[inline(always)]
-fn halves(word: u32) -> [u16; 2] {
+pub fn halves(word: u32) -> [u16; 2] {
     [word as u16, (word >> 16) as u16]
 }
 
@@ -623,7 +624,8 @@ fn segment(ctx: &XdpContext, l4: usize, protocol: u8, octets: u16) -> Option<Opt
         return is_valid.then_some(None);
     }
     if protocol != IPPROTO_TCP {
-        return None;
+        // Its key has been found. The checksum of echo is verified later.
+        return Some(None);
     }
     let tcp = header::<TcpHdr>(ctx, l4)?;
     let header_octets = u16::from(tcp.offset_flags[0] >> 4) * 4;

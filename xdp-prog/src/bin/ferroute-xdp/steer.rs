@@ -19,6 +19,7 @@
 
 use core::arch::asm;
 
+use crate::tuple::{Ports, ports};
 use crate::{ipsec, offload};
 use aya_ebpf::{
     bindings::{
@@ -74,9 +75,12 @@ const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
 /// The VLAN id in the tag control information.
 const VLAN_VID_MASK: u16 = 0x0fff;
+pub const IPPROTO_ICMP: u8 = 1;
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
+pub const IPPROTO_GRE: u8 = 47;
 pub const IPPROTO_AH: u8 = 51;
+pub const IPPROTO_ICMPV6: u8 = 58;
 
 /// The first octet of an IPv4 header without options: version 4, five words.
 pub const IPV4_NO_OPTIONS: u8 = 0x45;
@@ -144,14 +148,6 @@ pub struct TcpHdr {
     pub sequence_ack: [u16; 4],
     pub offset_flags: [u8; 2],
     pub after: [u16; 3],
-}
-
-/// Source and destination, in network byte order.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Ports {
-    pub source: u16,
-    pub destination: u16,
 }
 
 /// The RX queue of a frame.
@@ -526,7 +522,7 @@ fn flow_ipv4(ctx: &XdpContext, l3: usize, ip: &Ipv4Hdr) -> Option<FlowWords> {
     }
     let protocol = ip.ttl_protocol[1];
     let octets = u16::from_be(ip.total_length).checked_sub(size_of::<Ipv4Hdr>() as u16)?;
-    let ports = ports(ctx, l3 + size_of::<Ipv4Hdr>(), protocol, octets)?;
+    let ports = ports::<4>(ctx, l3 + size_of::<Ipv4Hdr>(), protocol, octets)?;
     Some(words_ipv4(ip, ports, protocol))
 }
 
@@ -535,7 +531,7 @@ fn flow_ipv4(ctx: &XdpContext, l3: usize, ip: &Ipv4Hdr) -> Option<FlowWords> {
 fn flow_ipv6(ctx: &XdpContext, l3: usize, ip: &Ipv6Hdr) -> Option<FlowWords> {
     let protocol = ip.next_header_hop_limit[0];
     let octets = u16::from_be(ip.payload_length);
-    let ports = ports(ctx, l3 + size_of::<Ipv6Hdr>(), protocol, octets)?;
+    let ports = ports::<6>(ctx, l3 + size_of::<Ipv6Hdr>(), protocol, octets)?;
     Some(words_ipv6(ip, ports, protocol))
 }
 
@@ -605,25 +601,6 @@ fn flow_words(
 pub fn quad(words: [u16; 4]) -> u64 {
     let [a, b, c, d] = words.map(u64::from);
     a | b << 16 | c << 32 | d << 48
-}
-
-/// The ports of a TCP or UDP header at `offset`, in a packet that has `octets` after its IP header
-/// (the frame may have padding after them). `None`: another protocol, a truncated header, or a TCP
-/// segment that opens a connection or is invalid.
-#[inline(always)]
-fn ports(ctx: &XdpContext, offset: usize, protocol: u8, octets: u16) -> Option<Ports> {
-    if protocol == IPPROTO_TCP {
-        let tcp = header::<TcpHdr>(ctx, offset)?;
-        let flags = tcp.offset_flags[1] & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK);
-        // FIN and RST, too: userspace stops to carry the flow, and knows which RST are invalid.
-        let is_of_flow = flags != 0 && flags & TCP_SYN == 0;
-        return (is_of_flow && usize::from(octets) >= size_of::<TcpHdr>()).then_some(tcp.ports);
-    }
-    if protocol == IPPROTO_UDP {
-        let udp = header::<UdpHdr>(ctx, offset)?;
-        return (usize::from(octets) >= size_of::<UdpHdr>()).then_some(udp.ports);
-    }
-    None
 }
 
 /// Whether packets of the flow with this hash are steered. While an entry is added or removed the result may be

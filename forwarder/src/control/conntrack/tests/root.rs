@@ -574,7 +574,7 @@ fn root_an_update_shows_which_entries_have_events() {
 fn root_own_changes_and_entries_that_are_not_assured_are_left_out() {
     in_netns(|socket| {
         let mut events = Events::open(RCVBUF_OCTETS).expect("opens");
-        events.leave_out(socket).expect("is set");
+        events.leave_out(socket, Unassured::Ipsec).expect("is set");
         let (_client, _server) = tcp("127.0.0.1:0");
         let _sockets = udp("127.0.0.1:0", true);
         let is_complete = |events: &[Event]| !events.is_empty();
@@ -605,6 +605,35 @@ fn root_own_changes_and_entries_that_are_not_assured_are_left_out() {
         let received = receive(&mut events, is_complete);
         let [Event::Update(entry)] = received.as_slice() else { panic!("{received:?}") };
         assert!(entry.timeout_s.is_some_and(|seconds| seconds > 800), "{entry:?}");
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_events_of_echo_are_received_if_that_is_wanted() {
+    in_netns(|socket| {
+        for (unassured, expected) in [(Unassured::All, 1), (Unassured::Ipsec, 0)] {
+            let mut events = Events::open_changes(RCVBUF_OCTETS).expect("opens");
+            events.leave_out(socket, unassured).expect("is set");
+            run("ping -q -c 1 127.0.0.1 > /dev/null");
+            let echo: Vec<Entry> = table(socket);
+            let replied = echo
+                .iter()
+                .find(|it| it.original.protocol == ICMP && it.status & IPS_SEEN_REPLY != 0);
+            let replied = replied.expect("an entry").original;
+            assert_eq!(
+                read(socket, &replied).expect("an answer").map(|it| it.original),
+                Some(replied)
+            );
+            // After these.
+            let _connection = tcp("127.0.0.1:0");
+            let is_tcp = |event: &Event| matches!(event, Event::Update(it) if it.tcp.is_some());
+            let received = receive(&mut events, |events| events.iter().any(is_tcp));
+            let of_echo = received
+                .iter()
+                .filter(|event| matches!(event, Event::Update(it) if it.original.protocol == ICMP));
+            assert_eq!(of_echo.count(), expected, "{unassured:?}: {received:?}");
+        }
     });
 }
 

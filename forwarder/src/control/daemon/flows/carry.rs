@@ -10,7 +10,7 @@ use crate::control::conntrack::{self, Change, Entry, IP_CT_TCP_FLAG_BE_LIBERAL, 
 use crate::control::daemon::flow_entry::{
     IPPROTO_TCP, flow_key, is_carriable, is_local, is_masqueraded,
 };
-use crate::netfilter::conntrack::FlowDesc;
+use crate::netfilter::conntrack::{FlowDesc, TupleKind};
 use crate::worker::clock::monotonic_ns;
 
 /// Maximum number of flows of whose entries the kernel sends no events, and of connections while there are such flows:
@@ -21,8 +21,22 @@ const FLOWS_WITHOUT_EVENTS_MAX: usize = 50_000;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Candidate {
     pub(super) entry: Entry,
-    /// The entry is from an event; otherwise it is not known whether it has any, and `timeout_s` is what was left.
-    pub(super) is_from_event: bool,
+    /// Whether the kernel sends events of the entry; `None`: not known.
+    pub(super) has_events: Option<bool>,
+    /// The time-out that a packet gives it, if that is known; the entry has what was left.
+    pub(super) timeout_s: Option<u32>,
+}
+
+impl Candidate {
+    /// Of an entry from an event.
+    pub(super) fn of_event(entry: Entry) -> Candidate {
+        Candidate { entry, has_events: Some(true), timeout_s: entry.timeout_s }
+    }
+
+    /// Of an entry that was read.
+    pub(super) fn read(entry: Entry) -> Candidate {
+        Candidate { entry, has_events: None, timeout_s: None }
+    }
 }
 
 impl Follower<'_> {
@@ -35,7 +49,7 @@ impl Follower<'_> {
             && *due_ns <= now_ns
         {
             let entry = self.waiting.remove(tuple);
-            candidates.extend(entry.map(|entry| Candidate { entry, is_from_event: true }));
+            candidates.extend(entry.map(Candidate::of_event));
             self.due.pop_front();
         }
         self.carry(&candidates);
@@ -55,18 +69,20 @@ impl Follower<'_> {
         // Before any packet is steered.
         self.shared.carried.store((self.writer.len() + candidates.len()) as u64, Relaxed);
         let (known, unknown): (Vec<Candidate>, Vec<Candidate>) =
-            candidates.iter().partition(|candidate| candidate.is_from_event);
+            candidates.iter().partition(|candidate| candidate.has_events.is_some());
         let change = |it: &Candidate| liberal(it.entry.original, None);
         let (tcp, others): (Vec<Candidate>, Vec<Candidate>) =
             known.iter().partition(|candidate| candidate.entry.original.protocol == IPPROTO_TCP);
         // Nothing has to be changed; events tell if they have gone meanwhile.
-        others.iter().for_each(|candidate| self.enter(&candidate.entry, true, true));
+        for candidate in others {
+            self.enter(&candidate.entry, candidate.has_events == Some(true), candidate.timeout_s);
+        }
         let changes: Vec<Change> = tcp.iter().map(change).collect();
         let results = conntrack::update(&mut self.requests, &changes);
         for (candidate, result) in tcp.iter().zip(results) {
             // One that is gone, or that the kernel does not let change, is not carried.
             if result.is_ok() {
-                self.enter(&candidate.entry, true, true);
+                self.enter(&candidate.entry, true, candidate.timeout_s);
             }
         }
         let changes: Vec<Change> = unknown.iter().map(change).collect();
@@ -76,10 +92,10 @@ impl Follower<'_> {
             match result {
                 Ok(Some(entry)) => {
                     if is_carriable(&entry, &self.scope()) {
-                        self.enter(&entry, true, false);
+                        self.enter(&entry, true, None);
                     }
                 }
-                Ok(None) if self.may_lack_events() => self.enter(&candidate.entry, false, false),
+                Ok(None) if self.may_lack_events() => self.enter(&candidate.entry, false, None),
                 // It stays with the kernel, as it was.
                 Ok(None) => undone.extend(unless_liberal(&candidate.entry)),
                 Err(_) => {}
@@ -91,14 +107,14 @@ impl Follower<'_> {
     }
 
     /// Whether a flow can be carried of whose entry the kernel sends no events.
-    fn may_lack_events(&self) -> bool {
+    pub(super) fn may_lack_events(&self) -> bool {
         self.sysctls.count as usize <= FLOWS_WITHOUT_EVENTS_MAX
             && self.without_events < FLOWS_WITHOUT_EVENTS_MAX
             && self.reading_took <= READING_MAX
     }
 
-    /// Enters the flow of an entry that is ready.
-    fn enter(&mut self, entry: &Entry, has_events: bool, is_timeout_fresh: bool) {
+    /// Enters the flow of an entry that is ready. `fresh_s`: see [`Candidate::timeout_s`].
+    fn enter(&mut self, entry: &Entry, has_events: bool, fresh_s: Option<u32>) {
         let has_events = has_events && !self.shared.sets_entries.load(Relaxed);
         let keys = [entry.original, entry.reply].each_ref().map(flow_key);
         let timeout_s = entry.timeout_s.unwrap_or(0);
@@ -106,7 +122,7 @@ impl Follower<'_> {
         let (status, mark) = (entry.status, entry.mark);
         let locals = self.shared.locals.load();
         let is_masqueraded = is_masqueraded(entry, &locals);
-        let is_gated = !is_local(entry, &locals);
+        let is_gated = !is_local(&entry.original, &entry.reply, &locals);
         drop(locals);
         let desc = FlowDesc { keys, status, mark, expires_ns, is_masqueraded };
         let Some(number) = self.writer.insert(&desc) else {
@@ -121,14 +137,15 @@ impl Follower<'_> {
             *slot = Some(Carried {
                 // Soon: the kernel may wait for an acknowledgement that is carried, and has shortened it.
                 renewed_ns: 0,
-                timeout_s,
+                timeout_s: fresh_s.unwrap_or(timeout_s),
                 id: entry.id,
                 has_events,
                 is_shortened: false,
-                is_timeout_fresh,
+                is_timeout_fresh: fresh_s.is_some(),
                 is_gated,
             });
         }
+        self.echoes += usize::from(keys[0].kind() == Some(TupleKind::Echo));
         if !is_gated {
             self.ungated.push(number);
         }
@@ -140,6 +157,7 @@ impl Follower<'_> {
             self.refuse(entry.original, Refused { id: entry.id, has_events });
             // The gate has none of its keys.
             self.without_events -= usize::from(!has_events);
+            self.echoes -= usize::from(keys[0].kind() == Some(TupleKind::Echo));
             self.writer.remove(&keys[0]);
             if let Some(slot) = self.carried.get_mut(at) {
                 *slot = None;
@@ -159,10 +177,8 @@ impl Follower<'_> {
         let results = conntrack::update_and_read(&mut self.requests, &changes);
         let scope = self.scope();
         let entries = results.into_iter().filter_map(|result| result.ok().flatten());
-        let candidates: Vec<Candidate> = entries
-            .filter(|entry| is_carriable(entry, &scope))
-            .map(|entry| Candidate { entry, is_from_event: false })
-            .collect();
+        let candidates: Vec<Candidate> =
+            entries.filter(|entry| is_carriable(entry, &scope)).map(Candidate::read).collect();
         self.carry(&candidates);
         self.retrying_took += begun.elapsed();
     }

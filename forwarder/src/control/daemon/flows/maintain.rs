@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{BATCH, Follower, NS_PER_S, is_of, liberal, tuple_of, unchanged};
-use crate::control::conntrack::{self, Change, Tuple};
-use crate::control::daemon::flow_entry::{IPPROTO_TCP, IPPROTO_UDP};
+use super::{BATCH, Carried, Follower, NS_PER_S, is_of, liberal, unchanged};
+use crate::control::conntrack::{self, Change, Sysctls, Tuple};
+use crate::control::daemon::flow_entry::{IPPROTO_GRE, IPPROTO_TCP, IPPROTO_UDP};
+use crate::netfilter::conntrack::{FlowKey, TupleKind};
 
 /// The longest interval between renewals of an entry, unless there are many flows.
 const RENEWAL_MAX_NS: u64 = 60_000_000_000;
@@ -25,6 +26,38 @@ pub(super) const CLOSE_TIMEOUT_S: u32 = 10;
 /// Time-out of an entry that was renewed while its connection was closed.
 const CLOSING_TIMEOUT_S: u32 = 120;
 
+/// The time-out that the kernel gives an entry when it sees a packet.
+fn timeout_s(sysctls: &Sysctls, key: &FlowKey, carried: &Carried) -> u32 {
+    match key.protocol() {
+        IPPROTO_TCP => sysctls.tcp_timeout_established_s,
+        IPPROTO_UDP => sysctls.udp_timeout_stream_s,
+        // It stays what the setting was when the entry was made (`ct->proto.gre.stream_timeout`). An event may have been
+        // sent in the second after a packet.
+        IPPROTO_GRE if carried.is_timeout_fresh => {
+            sysctls.gre_timeout_stream_s.min(carried.timeout_s + 1)
+        }
+        IPPROTO_GRE => sysctls.gre_timeout_stream_s,
+        _ if key.kind() == Some(TupleKind::Echo) => {
+            sysctls.icmp_timeouts_s[usize::from(!key.is_ipv4())]
+        }
+        _ => sysctls.generic_timeout_s,
+    }
+}
+
+/// The shortest of those.
+fn shortest_timeout_s(sysctls: &Sysctls, has_echoes: bool) -> u32 {
+    let mut shortest_s = sysctls
+        .tcp_timeout_established_s
+        .min(sysctls.udp_timeout_stream_s)
+        .min(sysctls.generic_timeout_s);
+    let gre_s = sysctls.gre_timeout_stream_s;
+    let of_echo = sysctls.icmp_timeouts_s.into_iter().filter(|_| has_echoes);
+    for timeout_s in of_echo.chain([gre_s]).filter(|timeout_s| *timeout_s > 0) {
+        shortest_s = shortest_s.min(timeout_s);
+    }
+    shortest_s
+}
+
 /// A renewal that the kernel is asked for.
 struct Renewal {
     number: u32,
@@ -42,14 +75,9 @@ impl Follower<'_> {
     pub(super) fn begin_maintenance(&mut self, now_ns: u64) {
         self.renewals = 0;
         let len = self.carried.len();
-        let timeouts = [
-            self.sysctls.tcp_timeout_established_s,
-            self.sysctls.udp_timeout_stream_s,
-            self.sysctls.generic_timeout_s,
-        ];
         let shortest_s = match self.shared.sets_entries.load(Relaxed) {
             true => 0,
-            false => timeouts.into_iter().min().unwrap_or(0),
+            false => shortest_timeout_s(&self.sysctls, self.echoes > 0),
         };
         let sweep_s = (shortest_s / SWEEP_PART).clamp(1, SWEEP_MAX_S);
         let count = len.div_ceil(sweep_s as usize).max(SWEEP_MIN);
@@ -84,7 +112,7 @@ impl Follower<'_> {
         let due = |number: u32| {
             let desc = self.writer.get(number)?;
             let is_due = desc.expires_ns < now_ns + REFRESHED_NS;
-            is_due.then(|| (number, tuple_of(&desc.keys[0])))
+            is_due.then(|| (number, Tuple::of_key(&desc.keys[0])))
         };
         let from = self.ungated.partition_point(|number| *number < self.refreshed_from);
         let rest = self.ungated.get(from..).unwrap_or(&[]);
@@ -140,9 +168,7 @@ impl Follower<'_> {
             _ if has_own_timeouts && carried.is_timeout_fresh => carried.timeout_s,
             // Not known: it is left to the kernel when it expires.
             _ if has_own_timeouts => return None,
-            IPPROTO_TCP => self.sysctls.tcp_timeout_established_s,
-            IPPROTO_UDP => self.sysctls.udp_timeout_stream_s,
-            _ => self.sysctls.generic_timeout_s,
+            _ => timeout_s(&self.sysctls, &key, carried),
         };
         let timeout_ns = u64::from(timeout_s) * NS_PER_S;
         let interval_ns = match carried.has_events && !carried.is_shortened {
@@ -170,7 +196,7 @@ impl Follower<'_> {
         // The kernel does not see the later acknowledgements, and would take a RST for invalid after 2 GiB.
         // Until workers know one of each direction, it knows the highest, and judges RSTs by it.
         let forgets_max_ack = table.knows_acks(number);
-        let change = Change { forgets_max_ack, ..liberal(tuple_of(&key), Some(timeout_s)) };
+        let change = Change { forgets_max_ack, ..liberal(Tuple::of_key(&key), Some(timeout_s)) };
         Some(Renewal { number, expires_ns, change })
     }
 

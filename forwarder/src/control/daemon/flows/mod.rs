@@ -10,11 +10,13 @@
 //!
 //! - here: the thread and its handle, what is known of the kernel's table, and its events;
 //! - `carry`: how connections become carried flows;
+//! - `probation`: those that never become assured;
 //! - `reading`: the kernel's table is read, in parts;
 //! - `maintain`: time-outs of entries.
 
 mod carry;
 mod maintain;
+mod probation;
 mod reading;
 
 use std::collections::{HashMap, VecDeque};
@@ -29,17 +31,20 @@ use arc_swap::ArcSwap;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use self::carry::Candidate;
+use self::probation::Probation;
 use self::reading::Reading;
 use tracing::warn;
 
 use super::flow_entry::{IPPROTO_TCP, Locals, Scope, flow_key, may_be_carried};
 use super::offload::Offloads;
-use crate::control::conntrack::{self, Change, Entry, Event, Events, Received, Sysctls, Tuple};
+use crate::control::conntrack::{
+    self, Change, Entry, Event, Events, Received, Sysctls, Tuple, Unassured,
+};
 use crate::control::netlink::query::NlSock;
 use crate::control::process::privilege;
 use crate::control::process::threads::join_until;
 use crate::control::steering::FlowGate;
-use crate::netfilter::conntrack::{FlowKey, FlowTable, FlowWriter};
+use crate::netfilter::conntrack::{FlowKey, FlowTable, FlowWriter, TupleKind};
 use crate::netfilter::nft::Tracking;
 use crate::worker::clock::monotonic_ns;
 
@@ -236,10 +241,14 @@ struct Follower<'a> {
     /// By number.
     carried: Vec<Option<Carried>>,
     without_events: usize,
+    /// Carried flows of ICMP echo, whose time-out is short.
+    echoes: usize,
     /// Established, and to be carried when they have been for a moment.
     waiting: HashMap<Tuple, Entry>,
     /// When, CLOCK_MONOTONIC, and which.
     due: VecDeque<(u64, Tuple)>,
+    /// Those that never become assured.
+    probation: Probation,
     maintained_ns: u64,
     /// Connections were not carried for want of room, or are no longer remembered as refused.
     has_left_out: bool,
@@ -292,7 +301,7 @@ impl<'a> Follower<'a> {
             ));
         }
         let events = Events::open_changes(RCVBUF)?;
-        let _more_events = events.leave_out(&requests);
+        let _more_events = events.leave_out(&requests, Unassured::All);
         Ok(Follower {
             shared,
             writer,
@@ -304,8 +313,10 @@ impl<'a> Follower<'a> {
             tracking: **shared.tracking.load(),
             carried: Vec::new(),
             without_events: 0,
+            echoes: 0,
             waiting: HashMap::new(),
             due: VecDeque::new(),
+            probation: Probation::default(),
             maintained_ns: 0,
             has_left_out: false,
             cursor: 0,
@@ -340,6 +351,7 @@ impl<'a> Follower<'a> {
             let now_ns = monotonic_ns();
             let is_due = self.due.front().is_some_and(|(due_ns, _)| *due_ns <= now_ns);
             let is_busy = is_due
+                || self.probation.is_due(now_ns)
                 || self.is_maintaining()
                 || self.reading.is_some()
                 || !self.retried.is_empty();
@@ -357,6 +369,7 @@ impl<'a> Follower<'a> {
                 self.writer.table().set_valid(now_ns);
             }
             self.carry_due();
+            self.end_probation();
             self.retry();
             self.read_on()?;
             if self.is_maintaining() || now_ns.saturating_sub(self.maintained_ns) >= MAINTENANCE_NS
@@ -366,6 +379,7 @@ impl<'a> Follower<'a> {
                     self.sysctls = Sysctls::read()?;
                     let ignores = self.sysctls.tcp_ignores_invalid_rst;
                     self.writer.table().set_ignores_invalid_rst(ignores);
+                    self.maintain_probation(now_ns);
                     self.verify()?;
                     self.begin_maintenance(now_ns);
                 }
@@ -413,6 +427,7 @@ impl<'a> Follower<'a> {
             Event::Destroy(entry) => (entry, true),
             Event::New(entry) | Event::Update(entry) => (entry, false),
         };
+        self.count_event(&entry);
         // Another zone has connections of its own.
         if entry.zone != 0 {
             return;
@@ -460,7 +475,7 @@ impl<'a> Follower<'a> {
                     self.without_events -= 1;
                 }
             }
-            None if self.is_refused(&entry) => {}
+            None if self.is_refused(&entry) || self.begin_probation(&entry, true) => {}
             None => match self.waiting.get_mut(&entry.original) {
                 // An event has the state of TCP only if it changed.
                 Some(known) => *known = Entry { tcp: entry.tcp.or(known.tcp), ..entry },
@@ -468,8 +483,8 @@ impl<'a> Follower<'a> {
                     self.waiting.insert(entry.original, entry);
                     self.due.push_back((monotonic_ns() + CARRY_DELAY_NS, entry.original));
                 }
-                // UDP is assured, and therefore two seconds old; ESP and AH have been answered.
-                None => self.carry(&[Candidate { entry, is_from_event: true }]),
+                // UDP is assured, and therefore two seconds old; ESP and AH to the router have been answered.
+                None => self.carry(&[Candidate::of_event(entry)]),
             },
         }
     }
@@ -481,6 +496,7 @@ impl<'a> Follower<'a> {
         };
         self.without_events -= usize::from(!carried.has_events);
         let Some(desc) = self.writer.get(number) else { return };
+        self.echoes -= usize::from(desc.keys[0].kind() == Some(TupleKind::Echo));
         self.writer.remove(&desc.keys[0]);
         self.forget_offloaded(&desc.keys);
         if carried.is_gated {
@@ -512,7 +528,7 @@ impl<'a> Follower<'a> {
         for number in table.take_noted() {
             let Some(Some(carried)) = self.carried.get_mut(number as usize) else { continue };
             let Some(desc) = self.writer.get(number) else { continue };
-            let tuple = tuple_of(&desc.keys[0]);
+            let tuple = Tuple::of_key(&desc.keys[0]);
             // Another flow may have the number by now.
             if table.is_closing(number) {
                 let refused = Refused { id: carried.id, has_events: carried.has_events };
@@ -558,12 +574,6 @@ fn liberal(tuple: Tuple, timeout_s: Option<u32>) -> Change {
 /// Changes nothing: the kernel answers with the entry.
 fn unchanged(tuple: Tuple) -> Change {
     Change { is_liberal: None, ..liberal(tuple, None) }
-}
-
-/// The tuple with this key.
-fn tuple_of(key: &FlowKey) -> Tuple {
-    let ([source, destination], [source_port, destination_port]) = (key.addresses(), key.ports());
-    Tuple { source, destination, protocol: key.protocol(), source_port, destination_port }
 }
 
 /// The key that the XDP program has for packets of a key.

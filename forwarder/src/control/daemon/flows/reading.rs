@@ -116,6 +116,7 @@ impl Follower<'_> {
     pub(super) fn resynchronise(&mut self) -> io::Result<()> {
         self.waiting.clear();
         self.due.clear();
+        self.probation.clear();
         self.is_uncertain = !self.writer.is_empty();
         // Older than what is read.
         while self.events.receive(Duration::ZERO, |_| ())? != Received::Drained {
@@ -177,8 +178,8 @@ impl Follower<'_> {
             }
         });
         self.reading = Some(reading);
-        let candidate = |entry| Candidate { entry, is_from_event: false };
-        let candidates: Vec<Candidate> = entries.into_iter().map(candidate).collect();
+        entries.retain(|entry| !self.begin_probation(entry, false));
+        let candidates: Vec<Candidate> = entries.into_iter().map(Candidate::read).collect();
         self.carry(&candidates);
     }
 

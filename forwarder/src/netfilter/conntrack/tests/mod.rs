@@ -1,6 +1,7 @@
 //! Tests of the table of carried flows and of `nf_conntrack_in`.
 
 mod nat;
+mod portless;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -205,7 +206,7 @@ fn track_at(table: &FlowTable, pf: Family, packet: &[u8], now_ns: u64) -> Option
     let transport = Transport::of(&skb, pf);
     let at = HookState { hook: Hook::PreRouting, pf, iif: None, oif: None, transport };
     skb.headers_may_change();
-    let key = flow_key_of(skb.network_header(), pf, false)?;
+    let key = flow_key_of(skb.network_header(), pf)?;
     nf_conntrack_in(&skb, &at, &key, table, now_ns).map(|tracked| tracked.ct)
 }
 

@@ -17,11 +17,11 @@ use crate::wire::checksum::{
 };
 
 /// Addresses and ports of a packet.
-type Ends = [(IpAddr, u16); 2];
+pub(super) type Ends = [(IpAddr, u16); 2];
 
 /// Whether the transport checksum of a packet is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sum {
+pub(super) enum Sum {
     Whole,
     Partial,
     /// UDP only.
@@ -81,7 +81,12 @@ fn packet([from, to]: Ends, protocol: u8, sum: Sum, data: &[u8]) -> Vec<u8> {
 }
 
 /// What NAT makes of a packet at both hooks. `None`: it is left to the kernel.
-fn translate(table: &FlowTable, octets: &[u8], sum: Sum, oif: Option<&Link>) -> Option<Vec<u8>> {
+pub(super) fn translate(
+    table: &FlowTable,
+    octets: &[u8],
+    sum: Sum,
+    oif: Option<&Link>,
+) -> Option<Vec<u8>> {
     let mut pool = Umem::anonymous(1).into_pool();
     let mut skb = SkBuff::of_octets(&mut pool, octets).expect("a frame");
     skb.set_network_header(0);
@@ -92,7 +97,7 @@ fn translate(table: &FlowTable, octets: &[u8], sum: Sum, oif: Option<&Link>) -> 
     let pf = if octets[0] >> 4 == 4 { Family::Ip } else { Family::Ip6 };
     let transport = Transport::of(&skb, pf);
     let mut at = HookState { hook: Hook::PreRouting, pf, iif: None, oif: None, transport };
-    let key = flow_key_of(skb.network_header(), pf, false)?;
+    let key = flow_key_of(skb.network_header(), pf)?;
     let tracked = nf_conntrack_in(&skb, &at, &key, table, NOW_NS)?;
     let Ct::Established(info) = tracked.ct else { panic!("{tracked:?}") };
     let Some(target) = tracked.target else { return Some(octets.to_vec()) };
@@ -155,7 +160,7 @@ fn nat(before: Ends, after: Ends, protocol: u8) -> std::sync::Arc<FlowTable> {
     table
 }
 
-fn ends(v6: bool) -> impl Strategy<Value = (IpAddr, u16)> {
+pub(super) fn ends(v6: bool) -> impl Strategy<Value = (IpAddr, u16)> {
     let address = any::<u128>().prop_map(move |bits| match v6 {
         true => IpAddr::V6(Ipv6Addr::from_bits(bits)),
         false => IpAddr::V4(Ipv4Addr::from_bits(bits as u32)),

@@ -1,13 +1,11 @@
 //! What packets of carried connections evaluate, found without packets: never less than what packets do evaluate.
 
-use std::net::IpAddr;
-
 use proptest::prelude::*;
 
 use super::constant::is_carried;
 use super::random::{Rng, input, ruleset};
 use super::*;
-use crate::netfilter::conntrack::FlowKey;
+use crate::netfilter::conntrack::{FlowKey, flow_key_of};
 use crate::netfilter::nft::carried::Carried;
 use crate::netfilter::nft::carried_facts::Packets;
 use crate::netfilter::nft::carried_rules::{By, Cause, FlowFacts, Meets, carried_rules};
@@ -37,23 +35,7 @@ fn carried(rng: &mut Rng) -> Option<(Input, CtInfo)> {
 }
 
 fn facts(input: &Input, info: CtInfo) -> FlowFacts {
-    let net = &input.net;
-    let (transport, ends, protocol): (_, [IpAddr; 2], _) = match input.family {
-        Family::Ip => {
-            let address = |at: usize| -> IpAddr {
-                <[u8; 4]>::try_from(&net[at..at + 4]).expect("4 octets").into()
-            };
-            (20, [address(12), address(16)], net[9])
-        }
-        _ => {
-            let address = |at: usize| -> IpAddr {
-                <[u8; 16]>::try_from(&net[at..at + 16]).expect("16 octets").into()
-            };
-            (40, [address(8), address(24)], net[6])
-        }
-    };
-    let port = |at: usize| u16::from_be_bytes([net[transport + at], net[transport + at + 1]]);
-    let key = FlowKey::new(ends[0], ends[1], protocol, port(0), port(2));
+    let key = flow_key_of(&input.net, input.family).expect("it is carried");
     let name = |link: &Option<Link>| link.as_ref().map(|link| link.name.clone());
     FlowFacts {
         received: key,

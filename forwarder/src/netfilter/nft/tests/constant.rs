@@ -5,7 +5,9 @@ use proptest::prelude::*;
 use super::random::{Rng, input, ruleset};
 use super::*;
 use crate::netfilter::Learner;
-use crate::netfilter::conntrack::Segment;
+use crate::netfilter::conntrack::{Segment, TupleKind, flow_key_of};
+use crate::wire::Protocol;
+use crate::wire::checksum::{pseudo_header_v6, transport_checksum};
 
 /// What the chains of a hook do with a packet that all of them accept.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,34 +41,48 @@ fn hlen(input: &Input) -> usize {
     if input.family == Family::Ip { 20 } else { 40 }
 }
 
+/// What packets of the flow have besides addresses.
+fn kind(input: &Input) -> Option<TupleKind> {
+    flow_key_of(&input.net, input.family)?.kind()
+}
+
 /// Makes the transport header that of a packet for which a decision is used.
 fn make_plain(rng: &mut Rng, input: &mut Input) {
     let (at, len) = (hlen(input), input.net.len());
     let protocol = input.net[if input.family == Family::Ip { 9 } else { 6 }];
-    if protocol == 17 {
-        input.net[at + 4..at + 6].copy_from_slice(&((len - at) as u16).to_be_bytes());
-    } else {
-        let words = 5 + rng.below((len - at - 20).min(40) / 4 + 1);
-        input.net[at + 12] = (words as u8) << 4 | rng.next() as u8 & 15;
-        input.net[at + 13] = rng.next() as u8 & 0xe8 | 0x10;
+    match protocol {
+        17 => input.net[at + 4..at + 6].copy_from_slice(&((len - at) as u16).to_be_bytes()),
+        6 => {
+            let words = 5 + rng.below((len - at - 20).min(40) / 4 + 1);
+            input.net[at + 12] = (words as u8) << 4 | rng.next() as u8 & 15;
+            input.net[at + 13] = rng.next() as u8 & 0xe8 | 0x10;
+        }
+        _ if kind(input) == Some(TupleKind::Echo) => {
+            let address =
+                |at: usize| <[u8; 16]>::try_from(&input.net[at..at + 16]).expect("16 octets");
+            let pseudo_header = match input.family {
+                Family::Ip => 0,
+                _ => {
+                    let [from, to] = [8, 24].map(|at| address(at).into());
+                    pseudo_header_v6(from, to, Protocol::ICMPV6, (len - at) as u32)
+                }
+            };
+            input.net[at + 2..at + 4].fill(0);
+            let check = transport_checksum(pseudo_header, &input.net[at..]);
+            input.net[at + 2..at + 4].copy_from_slice(&check.to_be_bytes());
+        }
+        _ => {}
     }
-    let segment = Segment::of(protocol, &input.net[at..], len - at);
+    let segment = Segment::of(protocol, (&input.net, len), at);
     assert!(matches!(segment, Some(Segment::Plain(_))), "{input:?}");
 }
 
-/// Whether packets of this kind are carried: plain TCP or UDP.
+/// Whether packets of this kind are carried.
 pub(super) fn is_carried(input: &Input) -> bool {
     let net = &input.net;
-    let is_plain = match input.family {
-        Family::Ip => {
-            net.len() >= 40
-                && net[0] == 0x45
-                && net[6] & 0x3f == 0
-                && net[7] == 0
-                && [6, 17].contains(&net[9])
-        }
-        _ => net.len() >= 60 && net[0] >> 4 == 6 && [6, 17].contains(&net[6]),
-    };
+    let is_long = net.len() >= if input.family == Family::Ip { 40 } else { 60 };
+    let has_version = is_long && (input.family == Family::Ip || net[0] >> 4 == 6);
+    let is_plain = has_version && flow_key_of(net, input.family).is_some();
     let is_received = input.iif.is_some() && input.mac.is_some();
     is_plain && is_received && matches!(input.ct, Ct::Established(_))
 }
@@ -74,8 +90,17 @@ pub(super) fn is_carried(input: &Input) -> bool {
 /// A packet of such a kind.
 fn carried(rng: &mut Rng) -> Option<Input> {
     let mut input = Some(input(rng)).filter(is_carried)?;
-    if input.family == Family::Ip6 && rng.one_in(2) {
-        input.net[6] = 17;
+    let at = hlen(&input);
+    match input.family {
+        Family::Ip6 if rng.one_in(2) => input.net[6] = 17,
+        family if rng.one_in(4) => {
+            let (next, [request, reply]) =
+                if family == Family::Ip { (9, [8, 0]) } else { (6, [128, 129]) };
+            input.net[next] = if family == Family::Ip { 1 } else { 58 };
+            input.net[at] = rng.pick(&[request, reply]);
+            input.net[at + 1] = 0;
+        }
+        _ => {}
     }
     (input.head, input.mark, input.pkt_type) = (None, 0, PktType::Host);
     make_plain(rng, &mut input);
@@ -106,7 +131,13 @@ fn another(rng: &mut Rng, of: &Input) -> Input {
     for _ in 0..rng.below(60) {
         input.net.push(rng.next() as u8);
     }
-    for at in transport + 4..input.net.len() {
+    // GRE of version 0 stays that.
+    let kept: &[usize] = match kind(of) {
+        Some(TupleKind::Ports) => &[0, 1, 2, 3],
+        Some(TupleKind::Echo) => &[0, 1, 4, 5],
+        _ => &[1],
+    };
+    for at in (transport..input.net.len()).filter(|at| !kept.contains(&(at - transport))) {
         input.net[at] = rng.next() as u8;
     }
     make_plain(rng, &mut input);
