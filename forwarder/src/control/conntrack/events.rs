@@ -34,10 +34,10 @@ const GROUPS: [Group; 3] = [
 const DATAGRAMS_MAX: usize = 1024;
 
 /// A classic BPF program (Documentation/networking/filter.rst): see [`Events::leave_out`].
-fn filter(own: u32) -> Vec<SockFilter> {
-    const PASS: u8 = 40;
-    const DROP: u8 = 39;
-    const UNASSURED: u8 = 25;
+fn filter(own: [u32; 2]) -> Vec<SockFilter> {
+    const PASS: u8 = 41;
+    const DROP: u8 = 40;
+    const UNASSURED: u8 = 26;
     let mut program = Vec::with_capacity(usize::from(PASS) + 1);
     // Jumps are relative to the next instruction.
     let mut op = |code: u32, k: u32, target: [Option<u8>; 2]| {
@@ -56,7 +56,9 @@ fn filter(own: u32) -> Vec<SockFilter> {
     let value = 4;
     op(load | libc::BPF_ABS, NLMSG_PID, NEXT);
     // A load converts from network byte order, which it does not have.
-    op(jump(libc::BPF_JEQ), own.to_be(), [Some(DROP), None]);
+    for own in own {
+        op(jump(libc::BPF_JEQ), own.to_be(), [Some(DROP), None]);
+    }
     op(libc::BPF_LD | libc::BPF_IMM, attrs, NEXT);
     op(libc::BPF_LDX | libc::BPF_IMM, CTA_STATUS.into(), NEXT);
     op(load_octet | libc::BPF_ABS, find, NEXT);
@@ -171,16 +173,17 @@ impl Events {
         Ok(Events { socket, skipped: 0 })
     }
 
-    /// From now on, leaves out events of changes that the socket `requests` has requested; of entries that are not assured,
+    /// From now on, leaves out events of changes that the sockets `requests` have requested; of entries that are not assured,
     /// except those of ESP and AH; and what the kernel itself does with a TCP connection in the states CLOSE_WAIT, LAST_ACK
     /// and TIME_WAIT, which follow FIN_WAIT. The kernel drops them without waking anybody up. Optional: without it, there
     /// are only more events.
     ///
     /// # Errors
     /// Errors of setsockopt(SO_ATTACH_FILTER).
-    pub fn leave_out(&self, requests: &NlSock) -> io::Result<()> {
+    pub fn leave_out(&self, requests: [&NlSock; 2]) -> io::Result<()> {
         // No socket has number 0, which is in events of packets.
-        let own = requests.port_number().filter(|number| *number != 0).unwrap_or(u32::MAX);
+        let number = |socket: &NlSock| socket.port_number().filter(|number| *number != 0);
+        let own = requests.map(|socket| number(socket).unwrap_or(u32::MAX));
         SockRef::from(&self.socket.as_fd()).attach_filter(&filter(own))
     }
 

@@ -10,7 +10,7 @@
 //!
 //! - here: the thread and its handle, what is known of the kernel's table, and its events;
 //! - `carry`: how connections become carried flows;
-//! - `reading`: the kernel's table is read, in parts;
+//! - `reading`: the kernel's table is read, in parts, by two more threads;
 //! - `maintain`: time-outs of entries.
 
 mod carry;
@@ -20,8 +20,8 @@ mod reading;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -230,6 +230,8 @@ struct Follower<'a> {
     offloads: Option<&'a Offloads>,
     events: Events,
     requests: NlSock,
+    /// For changes of entries that are read.
+    ready_requests: Arc<Mutex<NlSock>>,
     sysctls: Sysctls,
     /// Of IPv4 and IPv6, which connections are carried.
     tracking: [Tracking; 2],
@@ -292,7 +294,8 @@ impl<'a> Follower<'a> {
             ));
         }
         let events = Events::open_changes(RCVBUF)?;
-        let _more_events = events.leave_out(&requests);
+        let ready_requests = NlSock::open(NETLINK_NETFILTER)?;
+        let _more_events = events.leave_out([&requests, &ready_requests]);
         Ok(Follower {
             shared,
             writer,
@@ -300,6 +303,7 @@ impl<'a> Follower<'a> {
             offloads,
             events,
             requests,
+            ready_requests: Arc::new(Mutex::new(ready_requests)),
             sysctls: Sysctls::read()?,
             tracking: **shared.tracking.load(),
             carried: Vec::new(),
@@ -416,6 +420,9 @@ impl<'a> Follower<'a> {
         // Another zone has connections of its own.
         if entry.zone != 0 {
             return;
+        }
+        if let Some(reading) = &mut self.reading {
+            reading.touch(&entry.original);
         }
         let scope = self.scope();
         let number = self.writer.number(&flow_key(&entry.original));
