@@ -43,7 +43,7 @@ impl Follower<'_> {
 
     /// Makes entries ready, and has the workers carry their packets.
     pub(super) fn carry(&mut self, candidates: &[Candidate]) {
-        let candidates = candidates.get(..self.to_carry(candidates.len(), 0)).unwrap_or(&[]);
+        let candidates = candidates.get(..self.limit(candidates.len(), 0)).unwrap_or(&[]);
         self.expect_more(candidates.len());
         let (known, unknown): (Vec<Candidate>, Vec<Candidate>) =
             candidates.iter().partition(|candidate| candidate.is_from_event);
@@ -66,7 +66,7 @@ impl Follower<'_> {
     }
 
     /// How many of `count` connections can be carried, if as many others are being made ready.
-    pub(super) fn to_carry(&mut self, count: usize, readying: usize) -> usize {
+    pub(super) fn limit(&mut self, count: usize, readying: usize) -> usize {
         // Events that the ruleset may restrict are as good as none.
         let has_restricted_events = self.shared.sets_entries.load(Relaxed);
         if count == 0 || has_restricted_events && !self.may_lack_events() {

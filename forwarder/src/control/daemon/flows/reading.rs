@@ -308,7 +308,7 @@ impl Follower<'_> {
                 reading.is_to_carry && !is_known && !self.is_refused(entry)
             }
         });
-        entries.truncate(self.to_carry(entries.len(), reading.readying));
+        entries.truncate(self.limit(entries.len(), reading.readying));
         let result = reading.make_ready(entries);
         self.reading = Some(reading);
         result
