@@ -62,10 +62,10 @@ impl Unassured {
 }
 
 /// A classic BPF program (Documentation/networking/filter.rst): see [`Events::leave_out`].
-fn filter(own: u32, unassured: Unassured) -> Vec<SockFilter> {
-    const UNASSURED: u8 = 25;
+fn filter(own: [u32; 2], unassured: Unassured) -> Vec<SockFilter> {
+    const UNASSURED: u8 = 26;
     // The instructions before those that compare the protocol.
-    const COMPARED: u8 = 38;
+    const COMPARED: u8 = 39;
     let protocols = unassured.protocols();
     let drop = COMPARED + protocols.len() as u8;
     let pass = drop + 1;
@@ -87,7 +87,9 @@ fn filter(own: u32, unassured: Unassured) -> Vec<SockFilter> {
     let value = 4;
     op(load | libc::BPF_ABS, NLMSG_PID, NEXT);
     // A load converts from network byte order, which it does not have.
-    op(jump(libc::BPF_JEQ), own.to_be(), [Some(drop), None]);
+    for own in own {
+        op(jump(libc::BPF_JEQ), own.to_be(), [Some(drop), None]);
+    }
     op(libc::BPF_LD | libc::BPF_IMM, attrs, NEXT);
     op(libc::BPF_LDX | libc::BPF_IMM, CTA_STATUS.into(), NEXT);
     op(load_octet | libc::BPF_ABS, find, NEXT);
@@ -129,6 +131,12 @@ fn filter(own: u32, unassured: Unassured) -> Vec<SockFilter> {
     op(libc::BPF_RET | libc::BPF_K, 0, NEXT);
     op(libc::BPF_RET | libc::BPF_K, u32::MAX, NEXT);
     program
+}
+
+/// The number of a socket in events of the changes that it requests. If it is not known, one that no event has: 0 is in
+/// events of packets.
+pub fn own_number(requests: &NlSock) -> u32 {
+    requests.port_number().filter(|number| *number != 0).unwrap_or(u32::MAX)
 }
 
 /// What happened to an entry.
@@ -204,16 +212,15 @@ impl Events {
         Ok(Events { socket, skipped: 0 })
     }
 
-    /// From now on, leaves out events of changes that the socket `requests` has requested; of entries that are not assured,
-    /// except those of `unassured` that have been replied to; and what the kernel itself does with a TCP connection in the states CLOSE_WAIT, LAST_ACK
+    /// From now on, leaves out events of changes that sockets with these numbers ([`own_number`]) have requested; of entries that
+    /// are not assured, except those of `unassured` that have been replied to; and what the kernel itself does with a TCP
+    /// connection in the states CLOSE_WAIT, LAST_ACK
     /// and TIME_WAIT, which follow FIN_WAIT. The kernel drops them without waking anybody up. Optional: without it, there
     /// are only more events.
     ///
     /// # Errors
     /// Errors of setsockopt(SO_ATTACH_FILTER).
-    pub fn leave_out(&self, requests: &NlSock, unassured: Unassured) -> io::Result<()> {
-        // No socket has number 0, which is in events of packets.
-        let own = requests.port_number().filter(|number| *number != 0).unwrap_or(u32::MAX);
+    pub fn leave_out(&self, own: [u32; 2], unassured: Unassured) -> io::Result<()> {
         SockRef::from(&self.socket.as_fd()).attach_filter(&filter(own, unassured))
     }
 

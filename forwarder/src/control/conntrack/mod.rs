@@ -29,7 +29,7 @@ mod update;
 use std::io;
 
 pub use self::entry::*;
-pub use self::events::{Event, Events, Received, Unassured};
+pub use self::events::{Event, Events, Received, Unassured, own_number};
 pub use self::listed::{Counters, Listed, TCP_STATES, list};
 pub use self::print::{
     Carried, Fields, Line, STATUS_NAMES, Style, TupleFields, has_ports, protocol_name,

@@ -15,6 +15,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use libbpf_rs::{MapCore, MapHandle};
+use prefetch_index::prefetch_index;
 use xdp_prog::{FLOW_KEYS_MAX, FLOW_SLOTS, FLOW_WORDS, FlowHash, FlowPlace};
 
 use super::XdpError;
@@ -90,6 +91,13 @@ impl FlowGate {
     /// Removes all keys.
     pub fn clear(&self) {
         self.mapped.words().iter().skip(FLOW_SLOTS).for_each(|word| word.store(0, Release));
+    }
+
+    /// Brings the buckets of a key into the cache.
+    pub fn prefetch(&self, key: &FlowWords) {
+        for bucket in self.hash.place(key).buckets {
+            prefetch_index(self.mapped.words(), bucket as usize * FLOW_SLOTS);
+        }
     }
 
     /// Whether packets of a key are steered: also if another key has the same hash.

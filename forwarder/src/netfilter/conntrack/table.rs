@@ -10,6 +10,8 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, fence};
 use std::sync::{Arc, OnceLock};
 
+use prefetch_index::prefetch_index;
+
 use super::flow::{Carried, Flow, FlowNumber, FoundFlow};
 use super::tuple::FlowKey;
 use super::{CtInfo, Direction};
@@ -186,6 +188,15 @@ impl FlowTable {
             }
             None
         })
+    }
+
+    /// Brings the buckets of a key into the cache, for the writer.
+    pub fn prefetch(&self, key: &FlowKey) {
+        let hash = self.hash(key);
+        let second = hash.wrapping_mul(MULTIPLIER) >> 32;
+        for at in [hash, second] {
+            prefetch_index(&*self.buckets, (at & self.mask) as usize);
+        }
     }
 
     /// Loads from the first bucket of a hash, which brings it into the cache.

@@ -574,7 +574,9 @@ fn root_an_update_shows_which_entries_have_events() {
 fn root_own_changes_and_entries_that_are_not_assured_are_left_out() {
     in_netns(|socket| {
         let mut events = Events::open(RCVBUF_OCTETS).expect("opens");
-        events.leave_out(socket, Unassured::Ipsec).expect("is set");
+        let mut other = NlSock::open(NETLINK_NETFILTER).expect("opens");
+        let own = [&*socket, &other].map(own_number);
+        events.leave_out(own, Unassured::Ipsec).expect("is set");
         let (_client, _server) = tcp("127.0.0.1:0");
         let _sockets = udp("127.0.0.1:0", true);
         let is_complete = |events: &[Event]| !events.is_empty();
@@ -589,7 +591,9 @@ fn root_own_changes_and_entries_that_are_not_assured_are_left_out() {
             is_liberal: None,
             forgets_max_ack: false,
         };
-        assert!(update(socket, &[change(500)])[0].is_ok());
+        for socket in [&mut *socket, &mut other] {
+            assert!(update(socket, &[change(500)])[0].is_ok());
+        }
         // Closing: of the states only FIN_WAIT.
         drop(tcp("127.0.0.1:0"));
         let received = receive(&mut events, |events| events.len() >= 2);
@@ -614,7 +618,7 @@ fn root_events_of_echo_are_received_if_that_is_wanted() {
     in_netns(|socket| {
         for (unassured, expected) in [(Unassured::All, 1), (Unassured::Ipsec, 0)] {
             let mut events = Events::open_changes(RCVBUF_OCTETS).expect("opens");
-            events.leave_out(socket, unassured).expect("is set");
+            events.leave_out([own_number(socket); 2], unassured).expect("is set");
             run("ping -q -c 1 127.0.0.1 > /dev/null");
             let echo: Vec<Entry> = table(socket);
             let replied = echo

@@ -4,8 +4,8 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::reading::READING_MAX;
-use super::{BATCH, Carried, Follower, NS_PER_S, Refused, gate_key, liberal, unchanged};
+use super::reading::{READING_MAX, Readied};
+use super::{BATCH, Carried, Follower, NS_PER_S, Refused, gate_key, is_of, liberal, unchanged};
 use crate::control::conntrack::{self, Change, Entry, IP_CT_TCP_FLAG_BE_LIBERAL, TcpInfo, Tuple};
 use crate::control::daemon::flow_entry::{
     IPPROTO_TCP, flow_key, is_carriable, is_local, is_masqueraded,
@@ -57,17 +57,8 @@ impl Follower<'_> {
 
     /// Makes entries ready, and has the workers carry their packets.
     pub(super) fn carry(&mut self, candidates: &[Candidate]) {
-        // Events that the ruleset may restrict are as good as none.
-        let has_restricted_events = self.shared.sets_entries.load(Relaxed);
-        if candidates.is_empty() || (has_restricted_events && !self.may_lack_events()) {
-            return;
-        }
-        // Only what is carried is made liberal.
-        let room = self.writer.room();
-        self.has_left_out |= room < candidates.len();
-        let candidates = candidates.get(..room.min(candidates.len())).unwrap_or(&[]);
-        // Before any packet is steered.
-        self.shared.carried.store((self.writer.len() + candidates.len()) as u64, Relaxed);
+        let candidates = candidates.get(..self.limit(candidates.len(), 0)).unwrap_or(&[]);
+        self.expect_more(candidates.len());
         let (known, unknown): (Vec<Candidate>, Vec<Candidate>) =
             candidates.iter().partition(|candidate| candidate.has_events.is_some());
         let change = |it: &Candidate| liberal(it.entry.original, None);
@@ -87,17 +78,51 @@ impl Follower<'_> {
         }
         let changes: Vec<Change> = unknown.iter().map(change).collect();
         let results = conntrack::update_and_read(&mut self.requests, &changes);
+        self.enter_readied(unknown.iter().map(|it| it.entry).zip(results).collect());
+    }
+
+    /// How many of `count` connections can be carried, if as many others are being made ready.
+    pub(super) fn limit(&mut self, count: usize, readying: usize) -> usize {
+        // Events that the ruleset may restrict are as good as none.
+        let has_restricted_events = self.shared.sets_entries.load(Relaxed);
+        if count == 0 || has_restricted_events && !self.may_lack_events() {
+            return 0;
+        }
+        // Only what is carried is made liberal.
+        let room = self.writer.room().saturating_sub(readying);
+        self.has_left_out |= room < count;
+        room.min(count)
+    }
+
+    /// Before packets of more flows are steered.
+    fn expect_more(&self, flows: usize) {
+        if flows > 0 {
+            self.shared.carried.store((self.writer.len() + flows) as u64, Relaxed);
+        }
+    }
+
+    /// Has the workers carry packets of entries of which it was not known whether they have events.
+    pub(super) fn enter_readied(&mut self, readied: Vec<Readied>) {
+        self.expect_more(readied.len());
+        let scope = self.scope();
+        // Each flow has places in two tables, which are in no cache.
+        for entry in readied.iter().filter_map(|(_, result)| result.as_ref().ok()?.as_ref()) {
+            for key in [&entry.original, &entry.reply].map(flow_key) {
+                self.writer.table().prefetch(&key);
+                self.gate.prefetch(&gate_key(key));
+            }
+        }
         let mut undone = Vec::new();
-        for (candidate, result) in unknown.iter().zip(results) {
+        for (was, result) in readied {
             match result {
                 Ok(Some(entry)) => {
-                    if is_carriable(&entry, &self.scope()) {
+                    if is_carriable(&entry, &scope) {
                         self.enter(&entry, true, None);
                     }
                 }
-                Ok(None) if self.may_lack_events() => self.enter(&candidate.entry, false, None),
+                Ok(None) if self.may_lack_events() => self.enter(&was, false, None),
                 // It stays with the kernel, as it was.
-                Ok(None) => undone.extend(unless_liberal(&candidate.entry)),
+                Ok(None) => undone.extend(unless_liberal(&was)),
                 Err(_) => {}
             }
         }
@@ -126,7 +151,11 @@ impl Follower<'_> {
         drop(locals);
         let desc = FlowDesc { keys, status, mark, expires_ns, is_masqueraded };
         let Some(number) = self.writer.insert(&desc) else {
-            self.refuse(entry.original, Refused { id: entry.id, has_events });
+            // The kernel may list an entry twice.
+            let carried = self.writer.number(&keys[0]);
+            if !carried.is_some_and(|number| is_of(&self.carried, self.writer, number, entry)) {
+                self.refuse(entry.original, Refused { id: entry.id, has_events });
+            }
             return;
         };
         let at = number as usize;
@@ -177,10 +206,18 @@ impl Follower<'_> {
         let results = conntrack::update_and_read(&mut self.requests, &changes);
         let scope = self.scope();
         let entries = results.into_iter().filter_map(|result| result.ok().flatten());
-        let candidates: Vec<Candidate> =
-            entries.filter(|entry| is_carriable(entry, &scope)).map(Candidate::read).collect();
+        let candidates: Vec<Candidate> = entries
+            .filter(|entry| is_carriable(entry, &scope) && !self.is_known(entry))
+            .map(Candidate::read)
+            .collect();
         self.carry(&candidates);
         self.retrying_took += begun.elapsed();
+    }
+
+    /// Whether a connection is carried already, or will be.
+    fn is_known(&self, entry: &Entry) -> bool {
+        let is_carried = self.writer.number(&flow_key(&entry.original)).is_some();
+        is_carried || self.waiting.contains_key(&entry.original)
     }
 
     /// Has connections tried again that workers had left to the kernel.

@@ -11,7 +11,7 @@
 //! - here: the thread and its handle, what is known of the kernel's table, and its events;
 //! - `carry`: how connections become carried flows;
 //! - `probation`: those that never become assured;
-//! - `reading`: the kernel's table is read, in parts;
+//! - `reading`: the kernel's table is read, in parts, by two more threads;
 //! - `maintain`: time-outs of entries.
 
 mod carry;
@@ -22,8 +22,8 @@ mod reading;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ use tracing::warn;
 use super::flow_entry::{IPPROTO_TCP, Locals, Scope, flow_key, may_be_carried};
 use super::offload::Offloads;
 use crate::control::conntrack::{
-    self, Change, Entry, Event, Events, Received, Sysctls, Tuple, Unassured,
+    self, Change, Entry, Event, Events, Received, Sysctls, Tuple, Unassured, own_number,
 };
 use crate::control::netlink::query::NlSock;
 use crate::control::process::privilege;
@@ -235,6 +235,10 @@ struct Follower<'a> {
     offloads: Option<&'a Offloads>,
     events: Events,
     requests: NlSock,
+    /// For changes of entries that are read.
+    ready_requests: Arc<Mutex<NlSock>>,
+    /// Of both sockets, see [`own_number`].
+    own_numbers: [u32; 2],
     sysctls: Sysctls,
     /// Of IPv4 and IPv6, which connections are carried.
     tracking: [Tracking; 2],
@@ -301,7 +305,9 @@ impl<'a> Follower<'a> {
             ));
         }
         let events = Events::open_changes(RCVBUF)?;
-        let _more_events = events.leave_out(&requests, Unassured::All);
+        let ready_requests = NlSock::open(NETLINK_NETFILTER)?;
+        let own_numbers = [&requests, &ready_requests].map(own_number);
+        let _more_events = events.leave_out(own_numbers, Unassured::All);
         Ok(Follower {
             shared,
             writer,
@@ -309,6 +315,8 @@ impl<'a> Follower<'a> {
             offloads,
             events,
             requests,
+            ready_requests: Arc::new(Mutex::new(ready_requests)),
+            own_numbers,
             sysctls: Sysctls::read()?,
             tracking: **shared.tracking.load(),
             carried: Vec::new(),
@@ -431,6 +439,9 @@ impl<'a> Follower<'a> {
         // Another zone has connections of its own.
         if entry.zone != 0 {
             return;
+        }
+        if let Some(reading) = &mut self.reading {
+            reading.touch(&entry.original);
         }
         let scope = self.scope();
         let number = self.writer.number(&flow_key(&entry.original));

@@ -136,7 +136,7 @@ impl Follower<'_> {
 
     /// Leaves such connections to the kernel: nothing tells when their entries are removed.
     fn suspend_probation(&mut self) {
-        let _more_events = self.events.leave_out(&self.requests, Unassured::Ipsec);
+        let _more_events = self.events.leave_out(self.own_numbers, Unassured::Ipsec);
         self.probation.clear();
         self.probation.resumes_ns = Some(monotonic_ns() + REST_NS);
         let locals = self.shared.locals.load_full();
@@ -158,7 +158,7 @@ impl Follower<'_> {
         self.probation.events = 0;
         if self.probation.resumes_ns.is_some_and(|resumes_ns| resumes_ns <= now_ns) {
             self.probation.resumes_ns = None;
-            let _more_events = self.events.leave_out(&self.requests, Unassured::All);
+            let _more_events = self.events.leave_out(self.own_numbers, Unassured::All);
             // Those that are in use are found by reading the table.
             self.has_left_out = true;
         }
