@@ -308,12 +308,26 @@ fn the_unit_permits_what_a_run_calls() -> Result<()> {
     let trace = fs::read_to_string(&trace)? + &fs::read_to_string(&reload_trace)?;
     let (calls, families) = called(&trace);
     ensure!(calls.contains("bpf") && families.contains("AF_XDP"), "{calls:?} {families:?}");
-    // By the filter of the process itself, or by Landlock. A larger buffer of a socket is only tried.
-    let refused = trace.lines().filter(|line| {
+    // By the filter of the process itself. A larger buffer of a socket is only tried.
+    let is_refused = |line: &str| {
         line.ends_with("= -1 EPERM (Operation not permitted)") && !line.contains("setsockopt")
-    });
-    let refused: Vec<&str> = refused.collect();
+    };
+    // By Landlock.
+    let is_forbidden = |line: &str| {
+        let writes = ["O_WRONLY", "O_RDWR", "O_CREAT", "unlink", "rename", "mkdir", "truncate"];
+        line.ends_with("= -1 EACCES (Permission denied)")
+            && writes.iter().any(|it| line.contains(it))
+    };
+    let refused: Vec<&str> =
+        trace.lines().filter(|line| is_refused(line) || is_forbidden(line)).collect();
     ensure!(refused.is_empty(), "refused: {refused:?}");
+    let is_there = !trace.contains("LANDLOCK_CREATE_RULESET_VERSION) = -1");
+    let is_restricted =
+        trace.lines().any(|line| line.contains("landlock_restrict_self") && line.ends_with("= 0"));
+    ensure!(
+        is_restricted == is_there,
+        "Landlock is in the kernel, and not used, or the other way round"
+    );
     let unit = fs::read_to_string(repository().join("scripts/ferroute.service"))?;
     let (may_call, may_open) = permitted(&unit)?;
     // Root mounts a sysfs of its namespace. The unit's user may not, with or without the filter.

@@ -14,8 +14,9 @@ use crate::control::config::RunOptions;
 use crate::control::config::metrics::MetricsAddr;
 use crate::control::metrics::MetricsSocket;
 use crate::control::netdev::{irq, poll};
+use crate::control::process::sandbox::{self, Writable};
 use crate::control::process::signals::{Signals, StartGuard};
-use crate::control::process::{privilege, runtime_dir, sandbox};
+use crate::control::process::{privilege, runtime_dir};
 use crate::netfilter::NfHookOps;
 
 /// Starts the daemon.
@@ -50,13 +51,15 @@ pub(super) fn start(
 /// of defence.
 fn enter_sandbox(options: &RunOptions) {
     let may_mount = privilege::may_mount();
-    // Landlock forbids mounting.
-    if !may_mount {
+    // Landlock forbids mounting, and settings of interrupts are files.
+    if !may_mount && !options.changes_interrupts() {
         let metrics = options.metrics.as_ref().and_then(MetricsAddr::path);
         let sockets = [Some(options.control.as_path()), metrics].into_iter().flatten();
-        let mut directories: Vec<PathBuf> = sockets.map(directory_of).collect();
-        directories.extend(options.runtime_dir.iter().map(|directory| directory.path.clone()));
-        if let Err(error) = sandbox::restrict_files(&directories) {
+        let writable = Writable {
+            own: options.runtime_dir.iter().map(|directory| directory.path.clone()).collect(),
+            sockets: sockets.map(directory_of).collect(),
+        };
+        if let Err(error) = sandbox::restrict_files(&writable) {
             info!("files are not protected by Landlock: {error:#}");
         }
     }

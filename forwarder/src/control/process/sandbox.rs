@@ -1,7 +1,7 @@
 //! What a running daemon may ask of the kernel: system calls by seccomp, writing to files by Landlock.
 //!
-//! Both are irrevocable. The system calls are those that the systemd unit permits (SystemCallFilter), without executing
-//! programs; what is not permitted fails with EPERM. Landlock leaves files as they are, even to root, except where
+//! Both are irrevocable. The system calls are some of those that the systemd unit permits (SystemCallFilter), not that of
+//! executing programs; what is not permitted fails with EPERM. Landlock leaves files as they are, even to root, except where
 //! the daemon has its own. Neither needs a privilege: a kernel without one of them is not an error, and is told.
 
 use std::path::PathBuf;
@@ -79,7 +79,7 @@ const LANDLOCK: ABI = ABI::V8;
 /// Lets this process only use the system calls that a running daemon needs, in all threads. `mounts`: also those that
 /// mount a file system. Others fail with EPERM.
 ///
-/// PR_SET_NO_NEW_PRIVS must be set in each thread.
+/// PR_SET_NO_NEW_PRIVS must be set in this thread.
 ///
 /// # Errors
 /// When the kernel refuses, or has no seccomp.
@@ -96,25 +96,39 @@ pub fn filter_system_calls(mounts: bool) -> Result<()> {
     seccompiler::apply_filter_all_threads(&program).context("seccomp")
 }
 
-/// Lets this thread, and those that it starts from now on, change files in these directories only, and execute nothing. TAP
-/// devices can still be created. TCP sockets can neither be bound nor connected, from Linux 6.7 on. Reading is not
-/// restricted, except by the permissions of files.
+/// Where files may be changed.
+#[derive(Debug, Default)]
+pub struct Writable {
+    /// In these directories files may be made, written and removed.
+    pub own: Vec<PathBuf>,
+    /// In these only removed: those of sockets, which are served already.
+    pub sockets: Vec<PathBuf>,
+}
+
+/// Lets this thread, and those that it starts from now on, change files in some directories only, and execute nothing. TAP
+/// devices can still be created. TCP sockets can neither be bound nor connected, from Linux 6.7 on. From Linux 7.0 on, that
+/// applies to threads that run already, too. Reading is not restricted, except by the permissions of files.
 ///
 /// # Errors
 /// When the kernel refuses, or has no Landlock.
-pub fn restrict_files(directories: &[PathBuf]) -> Result<()> {
-    let writes = AccessFs::from_write(LANDLOCK);
-    let handled = writes | AccessFs::Execute;
+pub fn restrict_files(writable: &Writable) -> Result<()> {
+    restrict(writable, true)
+}
+
+fn restrict(writable: &Writable, all_threads: bool) -> Result<()> {
+    let handled = AccessFs::from_write(LANDLOCK) | AccessFs::Execute;
+    let own = AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile | AccessFs::Truncate;
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(handled)?
         .handle_access(AccessNet::from_all(LANDLOCK))?
         .create()?
-        // Where the kernel has it: also those that run already.
-        .all_threads(true)?;
-    for directory in directories {
+        .all_threads(all_threads)?;
+    let own = writable.own.iter().map(|directory| (directory, own));
+    let sockets = writable.sockets.iter().map(|directory| (directory, AccessFs::RemoveFile.into()));
+    for (directory, access) in own.chain(sockets) {
         let opened = PathFd::new(directory).with_context(|| directory.display().to_string())?;
-        ruleset = ruleset.add_rule(PathBeneath::new(opened, writes))?;
+        ruleset = ruleset.add_rule(PathBeneath::new(opened, access))?;
     }
     for device in ["/dev/net/tun", "/dev/null"] {
         // Without it, opening it fails later, with advice.
@@ -153,22 +167,35 @@ mod tests {
 
     #[test]
     fn files_are_changed_only_in_directories_that_are_named() {
-        let own = tempfile::tempdir().expect("a directory");
-        let other = tempfile::tempdir().expect("a directory");
-        let (inside, outside) = (own.path().join("file"), other.path().join("file"));
-        fs::write(&outside, "as it was").expect("writes");
-        // Of its own: threads inherit it, and the process's other ones are not restricted.
-        let results = thread::spawn({
-            let (own, outside) = (own.path().to_owned(), outside.clone());
-            move || {
-                restrict_files(&[own]).map(|()| {
-                    (fs::write(&inside, "x").is_ok(), fs::write(&outside, "changed").is_err())
-                })
-            }
+        let [own, sockets, other] = [(); 3].map(|()| tempfile::tempdir().expect("a directory"));
+        let file = |directory: &tempfile::TempDir| directory.path().join("file");
+        let (mine, socket, outside) = (file(&own), file(&sockets), file(&other));
+        for path in [&socket, &outside] {
+            fs::write(path, "as it was").expect("writes");
+        }
+        let writable =
+            Writable { own: vec![own.path().to_owned()], sockets: vec![sockets.path().to_owned()] };
+        // In a thread of its own: the other ones of this process go on.
+        let outside_of_it = outside.clone();
+        let restricted = thread::spawn(move || {
+            restrict(&writable, false)?;
+            anyhow::Ok([
+                fs::write(&mine, "x").is_ok(),
+                fs::write(&mine, "y").is_ok(),
+                fs::remove_file(&mine).is_ok(),
+                fs::write(&socket, "changed").is_err(),
+                fs::remove_file(&socket).is_ok(),
+                fs::write(&outside_of_it, "changed").is_err(),
+                fs::remove_file(&outside_of_it).is_err(),
+                std::process::Command::new("true").status().is_err(),
+            ])
         });
-        match results.join().expect("ends") {
-            Ok(results) => assert_eq!(results, (true, true)),
-            Err(error) => assert!(format!("{error:#}").contains("Landlock"), "{error:#}"),
+        match restricted.join().expect("ends") {
+            Ok(results) => assert_eq!(results, [true; 8]),
+            Err(error) => {
+                let modules = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+                assert!(!modules.contains("landlock"), "{error:#}");
+            }
         }
         assert_eq!(fs::read(&outside).expect("reads"), b"as it was");
     }

@@ -351,8 +351,10 @@ fn rules_as_users_write_them_are_decided_by_kind() {
         }
         table.chains = vec![base("b", 2, 0, rules)];
         let program = compile(&ruleset, 0);
-        let Some(input) = std::iter::repeat_with(|| carried(&mut rng)).take(50).flatten().next()
-        else {
+        // Users write rules that look at ports for protocols that have them.
+        let has_ports = |input: &Input| kind(input) == Some(TupleKind::Ports);
+        let mut inputs = std::iter::repeat_with(|| carried(&mut rng)).take(80).flatten();
+        let Some(input) = inputs.find(has_ports) else {
             continue;
         };
         let is_ipv4 = input.family == Family::Ip;
