@@ -1,8 +1,8 @@
 //! What is known of packets of carried connections: the values that operations load, bit by bit, and the registers.
 //!
 //! Packets of carried connections are established, and neither fragments nor with IP options or extension headers; those of
-//! TCP have no SYN and no FIN, and those of ICMP are echo requests or replies. Of one flow, addresses, ports (of echo the
-//! one of the two types), interfaces and the connection are known, too.
+//! TCP have no SYN and no FIN, and those of ICMP are echo requests or replies. Of one flow, addresses, ports (of echo
+//! which of the two it is), interfaces and the connection are known, too.
 
 use std::net::IpAddr;
 

@@ -295,3 +295,43 @@ fn the_rule_of_a_flow_is_the_first_that_it_reaches() {
     assert_eq!(handle(22), (2, Some(2)));
     assert!(matches!(nft.per_packet(&flow(443)), Some(Cause::Counters(0))));
 }
+
+#[test]
+fn the_rule_that_looks_up_a_route_of_an_address_before_nat_is_found() {
+    let fib = |handle, daddr| {
+        let query = FibQuery { key: FibKey::Type, daddr, dev: None, mark: false, present: false };
+        let exprs = vec![Expr::Fib { dreg: R1, query }, cmp(R1, &[2, 0, 0, 0]), ACCEPT];
+        Rule { handle, exprs, comment: None }
+    };
+    let key = FlowKey::new([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), 6, 1000, 80);
+    let flow = FlowFacts {
+        received: key,
+        translated: key,
+        direction: Direction::Original,
+        status: STATUS,
+        mark: 0,
+        iif: None,
+        oif: None,
+    };
+    let found = |chains: Vec<Chain>| {
+        let ruleset = ruleset_of(chains);
+        let program = compile(&ruleset, 0);
+        let nft = Nft::new(ruleset, program, 1, None);
+        nft.other_route(&flow).map(|found| found.rule.handle)
+    };
+    let chain = |name, hook, rules| base(name, hook, 0, rules);
+    let others = || chain("a", 2, vec![with(state(8), vec![DROP]), fib(1, true), fib(2, false)]);
+    assert_eq!(found(vec![others(), chain("b", 0, vec![fib(3, false)])]), None);
+    assert_eq!(found(vec![others(), chain("b", 0, vec![fib(3, false), fib(4, true)])]), Some(4));
+    assert_eq!(found(vec![others(), chain("b", 4, vec![fib(3, true), fib(4, false)])]), Some(4));
+}
+
+#[test]
+fn whether_rules_set_marks_is_known() {
+    let mark = || rule(vec![meta(MetaKey::Mark), Expr::SetMark { sreg: R1 }]);
+    assert!(compile(&forward(vec![rule(vec![counter()]), mark()]), 0).sets_marks());
+    assert!(!compile(&forward(vec![rule(vec![meta(MetaKey::Mark), counter()])]), 0).sets_marks());
+    // No packet reaches it.
+    let unreached = Chain { name: "u".to_owned(), base: None, rules: vec![mark()] };
+    assert!(!compile(&ruleset_of(vec![base("f", 2, 0, Vec::new()), unreached]), 0).sets_marks());
+}
