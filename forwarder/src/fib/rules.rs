@@ -111,6 +111,13 @@ pub struct FamilyFib<L: PrefixMatch> {
     pub changes: Arc<AtomicU64>,
 }
 
+impl<L: PrefixMatch> FamilyFib<L> {
+    /// Whether the route of a packet may depend on its mark.
+    pub fn looks_at_marks(&self) -> bool {
+        !self.merged && self.rules.iter().any(|rule| rule.fwmark.is_some())
+    }
+}
+
 /// The result of a lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FibResult<'a> {

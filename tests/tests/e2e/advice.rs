@@ -83,8 +83,9 @@ fn advice_for_a_limit_before_established_connections() -> Result<()> {
         after: &["insert rule inet fw forward ct state established,related accept"],
         said: &[
             "warn firewall: nftables: inet fw forward handle 2: limit: connections whose packets reach this rule stay \
-             with the kernel\n     do: if established connections may pass it: ct state established,related accept \
-             before it, in chain inet fw forward\n",
+             with the kernel\n     do: if it concerns new connections only: ct state new before it, in the same rule; \
+             or, if established connections may pass it and all rules behind it in the chain: ct state \
+             established,related accept before it, in chain inet fw forward\n",
         ],
         unsaid: "stay with the kernel",
         stays: true,
@@ -173,8 +174,9 @@ fn advice_for_rules_before_connection_tracking() -> Result<()> {
         ],
         said: &[
             "inet fw raw handle ",
-            "do: before connection tracking connections are not known: write it in a chain of \
-                 priority mangle (-150) or later, behind ct state established,related accept",
+            "do: before connection tracking connections are not known: if established connections may \
+             pass it, write it in a chain of priority mangle (-150) or later, behind ct state \
+             established,related accept (it then runs after connection tracking",
         ],
         unsaid: "packets that reach this rule",
         stays: false,
@@ -246,7 +248,8 @@ fn advice_for_chains_at_egress_and_of_equal_priority() -> Result<()> {
     Ok(())
 }
 
-/// Rules behind those for established connections, for ICMP and at input are named in one line, which is no warning.
+/// Rules behind those for established connections, for protocols that are not carried, for ICMP other than echo and at
+/// input are named in one line, which is no warning.
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn rules_that_no_carried_packet_reaches_are_no_warnings() -> Result<()> {
@@ -257,10 +260,11 @@ fn rules_that_no_carried_packet_reaches_are_no_warnings() -> Result<()> {
     nft(
         &lab.router,
         r#"table inet fw {
-            chain raw { type filter hook prerouting priority raw; meta l4proto icmp notrack; }
+            chain raw { type filter hook prerouting priority raw; meta l4proto sctp notrack; }
             chain input { type filter hook input priority filter; limit rate 10/second accept; }
             chain forward {
                 type filter hook forward priority filter; policy drop;
+                icmp type destination-unreachable limit rate 10/second accept
                 ct state vmap { established : accept, related : accept, invalid : drop }
                 tcp dport 5001 limit rate 100/second accept
                 log prefix "dropped: "
@@ -282,6 +286,7 @@ fn rules_that_no_carried_packet_reaches_are_no_warnings() -> Result<()> {
         ensure!(said.contains(rule), "{rule}: {said}");
     }
     ensure!(said.starts_with("ok   firewall: ") && !said.contains("fw input"), "{said}");
+    ensure!(said.matches(": limit").count() == 2, "{said}");
     ensure!(!found.contains("stay with the kernel"), "{found}");
     let shown = running.ask(&["rules", "show"])?;
     let log = shown.lines().find(|line| line.contains("[ log ]")).with_context(|| shown.clone())?;

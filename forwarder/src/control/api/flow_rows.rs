@@ -24,6 +24,8 @@ pub enum Reason {
     NoRoute,
     /// There is one that is not followed.
     RouteUnsupported,
+    /// Rules of routing look at marks, and rules of nftables set them: it is not known here where they are sent.
+    RoutedByMark,
     /// They arrive on, or leave by, an interface of the kernel.
     NotAPort,
     /// With `auto`.
@@ -68,6 +70,9 @@ impl Reason {
             Reason::CaptureRunning => "a capture or a trace runs, which sees all packets",
             Reason::NoRoute => "no unicast route to the destination",
             Reason::RouteUnsupported => "the kernel routes its packets: the route is not followed",
+            Reason::RoutedByMark => {
+                "not known: packets may be routed by a mark (ip rule fwmark) that rules set"
+            }
             Reason::NotAPort => "the kernel sends its packets: an interface is not a port",
             Reason::Zerocopy => "it arrives on a port in zero-copy mode (--offload on: these, too)",
             Reason::GenericMode => "a port is in generic mode",

@@ -16,7 +16,7 @@ use crate::control::nftables::print::{self, Printer, one_line};
 use crate::control::nftables::varying;
 use crate::netfilter::Hook;
 use crate::netfilter::nft::Nft;
-use crate::netfilter::nft::carried_rules::{Meets, carried_rules};
+use crate::netfilter::nft::carried_rules::{LeftOf, Meets, carried_rules};
 use crate::netfilter::nft::ruleset::{Chain, Data, Expr, OBJECT_COUNTER, Rule, RuleVerdict, Table};
 use crate::netfilter::nft::{CounterKind, CounterPlace, KernelRule};
 
@@ -86,8 +86,8 @@ struct State<'a> {
     /// What is said of base chains.
     notes: HashMap<&'a str, &'static str>,
     /// What packets of carried connections meet in rules, by the place of the rule, and whether all packets that may reach
-    /// the rule are of tracked families; empty if none are tracked.
-    carried: HashMap<*const Rule, (Meets, bool)>,
+    /// the rule are of tracked families, and which connections it leaves to the kernel; empty if none are tracked.
+    carried: HashMap<*const Rule, (Meets, bool, LeftOf)>,
 }
 
 /// What the workers do with a rule.
@@ -122,8 +122,10 @@ impl<'a> State<'a> {
         let at_input = nft.base_chains().filter(|(_, hook, ..)| *hook == Hook::LocalIn);
         let inputs = at_input.map(|(_, _, _, base)| program.chain_name(base)).collect();
         let carried = carried_rules(program, nft.ruleset()).into_iter();
-        let carried = carried.map(|of| (std::ptr::from_ref(of.rule), (of.meets, of.is_tracked)));
-        let (kernel, carried) = (kernel.collect(), carried.collect());
+        let carried = carried
+            .map(|of| (std::ptr::from_ref(of.rule), (of.meets, of.is_tracked, of.left_of)))
+            .collect();
+        let kernel = kernel.collect();
         let name = |base| program.chain_name(base);
         let mut notes = HashMap::new();
         if program.tracks_connections() {
@@ -292,7 +294,12 @@ impl<'a> TableView<'a> {
     /// carried connection are the kernel's already.
     fn is_not_met(&self, rule: &Rule) -> bool {
         let found = self.state.carried.get(&std::ptr::from_ref(rule));
-        found.is_some_and(|(meets, is_tracked)| *is_tracked && *meets != Meets::Kernel)
+        found.is_some_and(|(meets, is_tracked, _)| *is_tracked && *meets != Meets::Kernel)
+    }
+
+    /// The connections that a rule leaves to the kernel, of those that reach it.
+    fn left_of(&self, rule: &Rule) -> Option<&'static str> {
+        self.state.carried.get(&std::ptr::from_ref(rule))?.2.text()
     }
 
     /// What in a rule differs between packets of a carried connection.
@@ -318,8 +325,9 @@ impl<'a> TableView<'a> {
                 format!(", left to the kernel: {}{note}", one_line(why))
             }
             _ => {
-                let varying = self.varying(rule, meets);
-                varying.map_or_else(String::new, |varying| format!(", per packet: {varying}"))
+                let varying = self.varying(rule, meets).map(|it| format!(", per packet: {it}"));
+                let left = self.left_of(rule).map(|it| format!(", left to the kernel: {it}"));
+                varying.unwrap_or_default() + &left.unwrap_or_default()
             }
         };
         format!("{text} # handle {}{note}", rule.handle)
@@ -368,6 +376,7 @@ impl<'a> TableView<'a> {
                 Meets::Kernel => "kernel",
             }),
             differs: self.varying(rule, self.meets(chain, rule)),
+            left_of: self.left_of(rule),
         }
     }
 }
@@ -432,6 +441,8 @@ struct RuleJson {
     carried: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     differs: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_of: Option<&'static str>,
 }
 
 /// Counts of the kernel, when the ruleset was read, and of the workers together, and those of the kernel alone.

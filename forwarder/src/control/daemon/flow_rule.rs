@@ -4,16 +4,16 @@
 use crate::control::api::flow_rows::{ConnectionRow, Forwarding, Reason};
 use crate::control::nftables::print::{Printer, one_line};
 use crate::control::nftables::varying::expression;
-use crate::netfilter::conntrack::{Direction, FlowView};
+use crate::netfilter::conntrack::{Direction, FlowView, Undecided};
 use crate::netfilter::nft::carried_rules::{Cause, FlowFacts};
-use crate::netfilter::nft::{Family, Nft, TracedRule};
-use crate::netfilter::{COUNTERS_MAX, Hook, Hooks, priority};
+use crate::netfilter::nft::{Nft, TracedRule};
+use crate::netfilter::{COUNTERS_MAX, Hooks};
 
 /// Names the rules of a connection whose directions have [`Reason::RulesPerPacket`].
 pub(super) fn name_rules(hooks: &Hooks, row: &mut ConnectionRow, view: &FlowView) {
     let Some(nft) = hooks.nft() else { return };
     for (at, direction) in row.directions.iter_mut().enumerate() {
-        let rule = rule(hooks, nft, view, at, &direction.forwarding);
+        let rule = rule(nft, view, at, &direction.forwarding);
         if let Some(not_offloaded) = &mut direction.forwarding.not_offloaded
             && not_offloaded.reason == Reason::RulesPerPacket
         {
@@ -23,17 +23,9 @@ pub(super) fn name_rules(hooks: &Hooks, row: &mut ConnectionRow, view: &FlowView
 }
 
 /// Why packets of a direction are decided about one by one. `None`: it is not known.
-fn rule(hooks: &Hooks, nft: &Nft, view: &FlowView, at: usize, way: &Forwarding) -> Option<String> {
+fn rule(nft: &Nft, view: &FlowView, at: usize, way: &Forwarding) -> Option<String> {
     way.not_offloaded.as_ref().filter(|it| it.reason == Reason::RulesPerPacket)?;
     let received = *view.desc.keys.get(at)?;
-    let family = if received.is_ipv4() { Family::Ip } else { Family::Ip6 };
-    let program = nft.program();
-    if !hooks.may_decide(family) {
-        let chains = program.chains(family, Hook::PreRouting).iter();
-        let mut early = chains.filter(|it| program.priority(**it) < priority::CONNTRACK);
-        let name = one_line(program.chain_name(*early.next()?));
-        return Some(format!("chain {name}, before connection tracking"));
-    }
     let facts = FlowFacts {
         received,
         translated: view.desc.keys.get(1 - at)?.inverted(),
@@ -43,16 +35,21 @@ fn rule(hooks: &Hooks, nft: &Nft, view: &FlowView, at: usize, way: &Forwarding) 
         iif: way.iif.clone(),
         oif: way.oif.clone(),
     };
+    if view.undecided.get(at) == Some(&Some(Undecided::OtherRoutes)) {
+        return nft.other_route(&facts).map(|rule| place(&rule));
+    }
     match nft.per_packet(&facts)? {
-        Cause::Rule(TracedRule { table, chain, rule, exprs }) => {
-            let exprs = exprs.map(|exprs| expression(&Printer::new(table), table, rule, &exprs));
-            let exprs = exprs.map_or_else(String::new, |text| format!(": {text}"));
-            let (family, name) = (table.family, one_line(&table.name));
-            let chain = one_line(&chain.name);
-            Some(format!("{family} {name} {chain} handle {}{exprs}", rule.handle))
-        }
+        Cause::Rule(rule) => Some(place(&rule)),
         Cause::Counters(count) => {
             (count > COUNTERS_MAX).then(|| format!("they pass more than {COUNTERS_MAX} counters"))
         }
     }
+}
+
+/// A rule, with the expression that was found.
+fn place(TracedRule { table, chain, rule, exprs }: &TracedRule<'_>) -> String {
+    let exprs = exprs.as_ref().map(|exprs| expression(&Printer::new(table), table, rule, exprs));
+    let exprs = exprs.map_or_else(String::new, |text| format!(": {text}"));
+    let (family, name, chain) = (table.family, one_line(&table.name), one_line(&chain.name));
+    format!("{family} {name} {chain} handle {}{exprs}", rule.handle)
 }

@@ -103,6 +103,12 @@ impl Deciding<'_> {
 
     fn route(&self, from: IpAddr, to: IpAddr, iif: u32) -> Result<Routed<'_>, Reason> {
         let Tables { fib4, fib6, links, neigh, .. } = self.tables;
+        let looks_at_marks =
+            if to.is_ipv4() { fib4.looks_at_marks() } else { fib6.looks_at_marks() };
+        // A packet may have any of them.
+        if looks_at_marks && self.hooks.nft().is_some_and(|nft| nft.program().sets_marks()) {
+            return Err(Reason::RoutedByMark);
+        }
         let found = match (from, to) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 let (saddr, daddr) = (from.to_bits(), to.to_bits());
@@ -136,7 +142,7 @@ impl Deciding<'_> {
         let by_rules = || {
             if self.hooks.have_device_chains() {
                 Some(Reason::IngressChain)
-            } else if !self.hooks.may_decide(pf) || view.varies[at] {
+            } else if !self.hooks.may_decide(pf) || view.undecided[at].is_some() {
                 Some(Reason::RulesPerPacket)
             } else {
                 None
@@ -189,6 +195,9 @@ impl Deciding<'_> {
         let Some(offloads) = self.offloads else { return because(Reason::OffloadOff) };
         let (iif, oif) = match way {
             (Ok(iif), Ok(oif)) => (iif, oif),
+            (_, Err(Reason::RoutedByMark)) | (Err(Reason::RoutedByMark), _) => {
+                return because(by_rules().unwrap_or(Reason::RoutedByMark));
+            }
             (_, Err(reason)) | (Err(reason), _) => return because(reason),
         };
         let by_way = || match obstacle(iif.oif, oif.oif, oif.is_multipath)? {

@@ -17,6 +17,8 @@ use crate::netfilter::nft::xt::{Connmark, ConnmarkMode, HopLimitMode, Mangle, Po
 /// The register of expressions that stand for an extension of iptables, which itself uses the first one: the
 /// last one.
 pub(super) const XT_REG: Reg = Reg(48);
+/// XT_CT_NOTRACK, a flag of the target CT.
+const XT_CT_NOTRACK: u16 = 1;
 /// XT_ALIGN: sizes of extensions are multiples of it, octets.
 const XT_ALIGN: usize = 8;
 
@@ -124,8 +126,17 @@ pub fn exprs(family: Family, attrs: Attrs<'_>) -> Option<Vec<Expr>> {
             // Without a shift, whatever its direction.
             connmark(info.sized(15).filter(|info| info.u8(13) == Some(0))?, 14)
         }
+        // `struct xt_ct_target_info` and `xt_ct_target_info_v1`. `xt_ct_tg_check` looks at nothing else then.
+        ("target", "CT", 0) => untracks(info.sized(40)?),
+        ("target", "CT", 1 | 2) => untracks(info.sized(72)?),
         _ => None,
     }
+}
+
+/// The target CT with XT_CT_NOTRACK, by the name that tells it from others, which set something.
+fn untracks(info: Info<'_>) -> Option<Vec<Expr>> {
+    let flags = info.u16(0)?;
+    (flags & XT_CT_NOTRACK != 0).then(|| vec![Expr::Other("xt target CT --notrack".into())])
 }
 
 /// The structure of an extension, as in the kernel's memory.

@@ -342,12 +342,23 @@ impl Flow {
         }
     }
 
-    /// By direction: the functions decide about each packet, or what was decided depends on routes of which an offloaded
-    /// flow knows nothing.
-    pub fn varies(&self) -> [bool; 2] {
-        let of = |decided: u64| decided == VARIES || decided & IS_NOT_OFFLOADED != 0;
-        self.decided.each_ref().map(|decided| of(decided.load(Relaxed)))
+    /// By direction: why rules keep it from being offloaded, if they do.
+    pub fn undecided(&self) -> [Option<Undecided>; 2] {
+        self.decided.each_ref().map(|decided| match decided.load(Relaxed) {
+            VARIES => Some(Undecided::Varies),
+            decided if decided & IS_NOT_OFFLOADED != 0 => Some(Undecided::OtherRoutes),
+            _ => None,
+        })
     }
+}
+
+/// Why rules keep a flow from being offloaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Undecided {
+    /// Hook functions decide about each packet, and nothing is remembered.
+    Varies,
+    /// What was decided depends on the route to an address that packets have only before or after their translation.
+    OtherRoutes,
 }
 
 /// A flow as it was found, with the direction of packets: what was decided for it holds as long as its record is not

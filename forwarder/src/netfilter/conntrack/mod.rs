@@ -21,7 +21,7 @@ mod tests;
 mod tuple;
 
 pub use ahead::FlowsAhead;
-pub use flow::{Carried, FoundFlow};
+pub use flow::{Carried, FoundFlow, Undecided};
 pub(super) use nf_conntrack_in::{Plain, Segment};
 pub use nf_conntrack_in::{Tracked, flow_key_of, flow_key4, flow_key6, nf_conntrack_in};
 pub use nf_nat::{NatTarget, Rewrite4, Translated, nf_nat_packet};

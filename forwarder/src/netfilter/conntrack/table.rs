@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use prefetch_index::prefetch_index;
 
-use super::flow::{Carried, Flow, FlowNumber, FoundFlow};
+use super::flow::{Carried, Flow, FlowNumber, FoundFlow, Undecided};
 use super::tuple::FlowKey;
 use super::{CtInfo, Direction};
 use crate::hash_table::MULTIPLIER;
@@ -56,9 +56,8 @@ pub struct FlowView {
     pub packets: [u64; 2],
     /// Their octets, from the IP header on (`skb->len` of nf_conntrack_acct).
     pub octets: [u64; 2],
-    /// By direction: hook functions decide about each packet and nothing is remembered, or it depends on routes of which
-    /// an offloaded flow knows nothing. Either way it is not offloaded.
-    pub varies: [bool; 2],
+    /// By direction: why rules keep it from being offloaded, if they do.
+    pub undecided: [Option<Undecided>; 2],
 }
 
 /// Allocates records.
@@ -287,7 +286,7 @@ impl FlowTable {
             last_seen_ns: flow.last_seen_ns.load(Relaxed),
             packets: flow.ways.each_ref().map(|way| way.packets.load(Relaxed)),
             octets: flow.ways.each_ref().map(|way| way.octets.load(Relaxed)),
-            varies: flow.varies(),
+            undecided: flow.undecided(),
         };
         // The loads above happen before this one.
         fence(Acquire);

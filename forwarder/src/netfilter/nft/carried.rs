@@ -6,8 +6,6 @@
 
 use std::collections::HashMap;
 
-use xdp_prog::TupleKind;
-
 use super::carried_facts::{Facts, Known, Packets};
 use super::op::{Flow, Op};
 use super::program::{BaseChainId, Program};
@@ -29,6 +27,8 @@ pub(super) struct Carried {
     at_ingress: Vec<bool>,
     /// By rule: the first operation whose result differs between packets of a connection.
     varying: Vec<Option<u32>>,
+    /// By rule: the connections that `ct` of a tuple leaves to the kernel.
+    left_of: Vec<LeftOf>,
     /// By chain: the base chains through which they reach it.
     bases: HashMap<u32, Vec<BaseChainId>>,
 }
@@ -41,6 +41,7 @@ impl Carried {
             at_hooks: none(),
             at_ingress: none(),
             varying: vec![None; program.steps.len()],
+            left_of: vec![LeftOf::default(); program.steps.len()],
             bases: HashMap::new(),
         }
     }
@@ -50,9 +51,8 @@ impl Carried {
         let mut carried = Carried::none(program);
         let families = [Family::Ip, Family::Ip6].into_iter().zip(program.tracked_families());
         for (family, _) in families.filter(|(_, is_tracked)| *is_tracked) {
-            let number = if family == Family::Ip { 4 } else { 6 };
-            for protocol in (0..=u8::MAX).filter(|it| TupleKind::of(*it, number).is_some()) {
-                carried.add(program, &Packets { family, protocol, of: None });
+            for packets in (0..=u8::MAX).flat_map(|protocol| Packets::all(family, protocol)) {
+                carried.add(program, &packets);
             }
         }
         carried
@@ -60,11 +60,17 @@ impl Carried {
 
     /// Adds what these packets evaluate.
     pub(super) fn add(&mut self, program: &Program, packets: &Packets<'_>) {
+        let translates = program.translates(packets.family);
         for (base, hook) in bases(program, packets.family) {
             let facts = packets.facts(hook, program.priority(base));
-            let Carried { at_hooks, at_ingress, varying, bases } = self;
+            let Carried { at_hooks, at_ingress, varying, left_of, bases } = self;
             let reached = if hook.is_some() { at_hooks } else { at_ingress };
-            let mut see = |step: u32, at: u32, _: &Op, differs: bool| {
+            let mut see = |step: u32, at: u32, op: &Op, differs: bool| {
+                if let Op::CtTuple { key, .. } = op
+                    && let Some(of) = left_of.get_mut(step as usize)
+                {
+                    facts.left_by_tuple(*key, translates, of);
+                }
                 if let Some(reached) = reached.get_mut(at as usize) {
                     *reached = true;
                 }
@@ -102,9 +108,36 @@ impl Carried {
         *self.varying.get(step as usize)?
     }
 
+    /// The connections that a rule leaves to the kernel, of which others are carried.
+    pub(super) fn left_of(&self, step: u32) -> LeftOf {
+        self.left_of.get(step as usize).copied().unwrap_or_default()
+    }
+
     /// The base chains through which they reach a chain.
     pub(super) fn bases(&self, chain: u32) -> &[BaseChainId] {
         self.bases.get(&chain).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Connections that an address or port of a tuple (`ct original ip saddr`, `ct proto-dst`) leaves to the kernel, where a
+/// packet does not have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LeftOf {
+    /// Those with NAT.
+    pub nat: bool,
+    /// Those of protocols without ports.
+    pub without_ports: bool,
+}
+
+impl LeftOf {
+    /// Which they are, if any.
+    pub fn text(self) -> Option<&'static str> {
+        match (self.nat, self.without_ports) {
+            (false, false) => None,
+            (true, false) => Some("connections with NAT"),
+            (false, true) => Some("connections without ports"),
+            (true, true) => Some("connections with NAT, or without ports"),
+        }
     }
 }
 
@@ -136,6 +169,31 @@ pub(super) fn per_packet(program: &Program, packets: &Packets<'_>) -> PerPacket 
         }
     }
     PerPacket::Counters(counters)
+}
+
+/// The first operation that packets of a flow may evaluate and that looks up the route to an address which they have only
+/// before or after their translation ([`Routes`](super::learn::Routes)).
+pub(super) fn other_route(program: &Program, packets: &Packets<'_>) -> Option<(u32, u32)> {
+    let mut found = None;
+    for (base, hook) in bases(program, packets.family) {
+        let facts = packets.facts(hook, program.priority(base));
+        let mut see = |step: u32, at: u32, op: &Op, _: bool| {
+            if let Op::Fib { query, .. } = op {
+                let is_other = match hook {
+                    Some(Hook::PreRouting) => query.daddr,
+                    Some(Hook::PostRouting) => !query.daddr,
+                    _ => false,
+                };
+                found = is_other.then_some((step, at));
+            }
+            found.is_none()
+        };
+        Walk::new(program, &facts, &mut see).base(base);
+        if found.is_some() {
+            break;
+        }
+    }
+    found
 }
 
 /// The base chains that packets of a family pass, with their hooks; `None`: ingress.
@@ -297,6 +355,9 @@ impl<'a, S: FnMut(u32, u32, &Op, bool) -> bool> Walk<'a, S> {
             Op::Write(_) => Outcome::Either,
             Op::Xt(of) => match **of {
                 Xt::Header(len) if self.facts.has_transport(len.into()) => Outcome::Continue,
+                Xt::Icmp { icmp_type, codes, invert } => {
+                    decided(self.facts.icmp(icmp_type, codes).map(|it| it != invert))
+                }
                 _ => Outcome::Either,
             },
             _ => match self.facts.write(op, regs) {

@@ -1,12 +1,14 @@
 //! What is known of packets of carried connections: the values that operations load, bit by bit, and the registers.
 //!
 //! Packets of carried connections are established, and neither fragments nor with IP options or extension headers; those of
-//! TCP have no SYN and no FIN. Of one flow, addresses, ports (of echo type and code), interfaces and the connection are known, too.
+//! TCP have no SYN and no FIN, and those of ICMP are echo requests or replies. Of one flow, addresses, ports (of echo
+//! which of the two it is), interfaces and the connection are known, too.
 
 use std::net::IpAddr;
 
 use xdp_prog::TupleKind;
 
+use super::carried::LeftOf;
 use super::compile::meta_len;
 use super::op::{Bitwise2, DATA_MAX, Load, Op, RangeTest, Regs, Test};
 use super::ruleset::{CmpOp, CtKey, ExthdrOp, Family, MetaKey, PayloadBase, REGISTERS, TupleEnd};
@@ -57,6 +59,8 @@ pub struct FlowFacts {
 pub(super) struct Packets<'a> {
     pub(super) family: Family,
     pub(super) protocol: u8,
+    /// Of echo: the type.
+    pub(super) echo: Option<u8>,
     /// Their flow, if they are of one.
     pub(super) of: Option<&'a FlowFacts>,
 }
@@ -139,7 +143,27 @@ pub(super) struct Facts {
     oif: Option<String>,
 }
 
-impl Packets<'_> {
+impl<'a> Packets<'a> {
+    /// All of a protocol that are carried: of echo requests and replies.
+    pub(super) fn all(family: Family, protocol: u8) -> Vec<Packets<'a>> {
+        let number = if family == Family::Ip { 4 } else { 6 };
+        let of = |echo| Packets { family, protocol, echo, of: None };
+        match TupleKind::of(protocol, number) {
+            None => Vec::new(),
+            Some(TupleKind::Echo) => {
+                TupleKind::echo_types(number).map(|kind| of(Some(kind))).to_vec()
+            }
+            Some(TupleKind::Ports | TupleKind::Addresses) => vec![of(None)],
+        }
+    }
+
+    /// Those of a flow.
+    pub(super) fn of_flow(of: &'a FlowFacts) -> Packets<'a> {
+        let family = if of.received.is_ipv4() { Family::Ip } else { Family::Ip6 };
+        // Type and code of echo are in its key.
+        Packets { family, protocol: of.received.protocol(), echo: None, of: Some(of) }
+    }
+
     /// In a base chain of this hook and priority; `hook`: `None` at ingress.
     pub(super) fn facts(&self, hook: Option<Hook>, priority: i32) -> Facts {
         let mut facts = Facts {
@@ -171,6 +195,10 @@ impl Packets<'_> {
         }
         if self.protocol == IPPROTO_TCP {
             facts.transport.set_bits(TCP_FLAGS, &[0], TCP_FLAGS_CLEAR);
+        }
+        if let Some(kind) = self.echo {
+            // With the code.
+            facts.transport.set(0, &[kind, 0]);
         }
         match hook {
             None => {}
@@ -319,6 +347,28 @@ impl Facts {
             CtKey::Zone => Bits::of(0),
             CtKey::Ipv4(..) | CtKey::Ipv6(..) | CtKey::Port(..) => Bits::UNKNOWN,
         }
+    }
+
+    /// Notes the connections that `ct` of a tuple leaves to the kernel, as it is evaluated. `translates`: connections
+    /// of the family may have NAT.
+    pub(super) fn left_by_tuple(&self, key: CtKey, translates: bool, of: &mut LeftOf) {
+        if self.state != Some(CT_STATE_ESTABLISHED) {
+            return;
+        }
+        let (status, known) = self.status;
+        let may_have_nat = (status | !known) & IPS_NAT_MASK != 0;
+        of.nat |= translates && may_have_nat;
+        let has_ports = self.kind == Some(TupleKind::Ports);
+        of.without_ports |= matches!(key, CtKey::Port(..)) && !has_ports;
+    }
+
+    /// Whether the type is this one (`None`: any), and the code in the range, as iptables' matches `icmp` and `icmp6`
+    /// compare them; `None`: not known.
+    pub(super) fn icmp(&self, kind: Option<u8>, (from, to): (u8, u8)) -> Option<bool> {
+        let ([of_packet, code, ..], known) = self.payload(PayloadBase::Transport, 0, 2);
+        let is_known = known.starts_with(&[0xff, 0xff]);
+        let same = kind.is_none_or(|kind| kind == of_packet && from <= code && code <= to);
+        (is_known && self.kind == Some(TupleKind::Echo)).then_some(same)
     }
 
     /// Whether the rule continues after a test; `None`: not known.

@@ -3,7 +3,8 @@
 
 use std::ops::Range;
 
-use super::carried::{Carried, PerPacket, per_packet};
+pub use super::carried::LeftOf;
+use super::carried::{Carried, PerPacket, other_route, per_packet};
 pub use super::carried_facts::FlowFacts;
 use super::carried_facts::Packets;
 use super::follow::Nft;
@@ -49,6 +50,8 @@ pub struct CarriedRule<'a> {
     pub is_tracked: bool,
     /// Why packets that reach it are left to the kernel, if they are.
     pub left: Option<&'a KernelRule>,
+    /// Carried connections that it leaves to the kernel because of their tuples, which are not all.
+    pub left_of: LeftOf,
     /// The base chains through which packets of carried connections reach its chain.
     pub bases: Vec<BaseChainId>,
 }
@@ -78,8 +81,8 @@ pub fn carried_rules<'a>(program: &'a Program, ruleset: &'a Ruleset) -> Vec<Carr
             let at = left.partition_point(|rule| rule.op < ops.start);
             let left = left.get(at).filter(|rule| rule.op < ops.end).copied();
             let meets = meets(program, &carried, (chain, start), step, left);
-            let bases = bases.to_vec();
-            rules.push(CarriedRule { table, chain, rule, meets, is_tracked, left, bases });
+            let (left_of, bases) = (carried.left_of(step), bases.to_vec());
+            rules.push(CarriedRule { table, chain, rule, meets, is_tracked, left, left_of, bases });
         }
     }
     rules
@@ -125,11 +128,16 @@ impl Nft {
     /// Why packets of a flow are decided about one by one, if they are. Where it is not known whether the flow's packets
     /// match a rule, it is taken for possible, so that the rule may be one that they do not reach.
     pub fn per_packet(&self, flow: &FlowFacts) -> Option<Cause<'_>> {
-        let family = if flow.received.is_ipv4() { Family::Ip } else { Family::Ip6 };
-        let protocol = flow.received.protocol();
-        match per_packet(self.program(), &Packets { family, protocol, of: Some(flow) }) {
+        match per_packet(self.program(), &Packets::of_flow(flow)) {
             PerPacket::Op { step, op } => self.traced_rule(step, op).map(Cause::Rule),
             PerPacket::Counters(count) => Some(Cause::Counters(count)),
         }
+    }
+
+    /// The first rule that packets of a flow may reach and that looks up the route to an address which they have only
+    /// before or after NAT.
+    pub fn other_route(&self, flow: &FlowFacts) -> Option<TracedRule<'_>> {
+        let (step, op) = other_route(self.program(), &Packets::of_flow(flow))?;
+        self.traced_rule(step, op)
     }
 }

@@ -43,6 +43,8 @@ pub struct Program {
     pub(super) local_conntrack: [Option<String>; 2],
     /// For IPv4 and IPv6: there are chains of type nat.
     pub(super) translates: [bool; 2],
+    /// See [`Program::sets_marks`].
+    pub(super) sets_marks: bool,
 }
 
 /// Which packets of a family rules use connection tracking for, of those that workers have.
@@ -250,6 +252,11 @@ impl Program {
             }
         }
         found
+    }
+
+    /// Whether a rule sets the mark of packets that userspace forwards.
+    pub fn sets_marks(&self) -> bool {
+        self.sets_marks
     }
 
     /// Whether the kernel translates packets of connections with NAT: there is a chain of type nat for the

@@ -77,6 +77,7 @@ pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
         }
     }
     program.kernel_rules = kernel_rules(program, ruleset, &reached);
+    program.sets_marks = sets_marks(program, &reached);
 }
 
 /// For IPv4 and IPv6, the first rule of reached chains that uses connection tracking.
@@ -105,6 +106,17 @@ fn first_uses(
         }
     }
     conntrack
+}
+
+/// Whether a rule of reached chains sets the mark of packets.
+fn sets_marks(program: &Program, reached: &[bool]) -> bool {
+    let chains = program.chains.iter().zip(reached).filter(|(_, reached)| **reached);
+    let mut rules = chains.flat_map(|(chain, _)| chain.start..chain.end);
+    rules.any(|step| {
+        let rule = program.steps.get(step as usize);
+        let ops = rule.and_then(|rule| program.ops.get(rule.start as usize..rule.end as usize));
+        ops.unwrap_or(&[]).iter().any(|op| matches!(op, Op::SetMark { .. } | Op::Connmark(_)))
+    })
 }
 
 /// The rules of reached chains that are left to the kernel.

@@ -11,6 +11,7 @@ use crate::fib::{Rule as RoutingRule, RuleAction};
 use crate::netfilter::HookStates;
 use crate::netfilter::conntrack::{
     FlowDesc, FlowKey, FlowTable, FlowView, FlowWriter, IPS_DST_NAT, IPS_SRC_NAT, TupleKind,
+    Undecided,
 };
 use crate::netfilter::nft::compile;
 use crate::tables::{Epochs, epochs};
@@ -313,7 +314,7 @@ impl Router {
         self.lab.now_ns += 1_000_000;
         let reasons = self.lab.out.punt_reasons.clone();
         // Only the one that remembers finds out whether the functions decide about each packet.
-        let views = self.flows.views(0).map(|view| FlowView { varies: [false; 2], ..view });
+        let views = self.flows.views(0).map(|view| FlowView { undecided: [None; 2], ..view });
         let views: Vec<_> = views.collect();
         let nft = self.registry.nft().expect("a ruleset");
         let counters = 0..nft.program().counters().len();
@@ -657,7 +658,8 @@ fn flows_for_which_routes_to_other_addresses_count_are_not_offered() {
             assert_eq!(is_offered, !is_translated, "{flow:?} {port}");
             let number = router.writer.number(&flow.desc(n).keys[0]).expect("it is there");
             let view = router.flows.views(0).find(|view| view.number == number).expect("a view");
-            assert_eq!(view.varies[usize::from(port == RIGHT)], is_translated, "{flow:?} {port}");
+            let expected = is_translated.then_some(Undecided::OtherRoutes);
+            assert_eq!(view.undecided[usize::from(port == RIGHT)], expected, "{flow:?} {port}");
         }
     }
 }

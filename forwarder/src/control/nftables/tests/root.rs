@@ -290,7 +290,7 @@ fn root_rules_of_iptables_are_read() {
             "xt match hashlimit",
             "xt target REJECT",
             "xt target MASQUERADE",
-            "xt target CT",
+            "xt target CT --notrack",
             "xt match ah",
         ] {
             assert!(others.contains(&text), "{text} is not among {others:?}");

@@ -127,6 +127,23 @@ fn marks_are_set_saved_and_restored() {
 }
 
 #[test]
+fn the_target_ct_is_told_apart_by_notrack() {
+    // Flags, zone; then events, helper, time-out and a pointer.
+    let ct = |revision, len, flags: u16| {
+        let mut info = vec![0; len];
+        info[..2].copy_from_slice(&flags.to_ne_bytes());
+        decoded(Family::Ip, "target", "CT", revision, &info)
+    };
+    let other = |text: &str| [Expr::Other(text.into())];
+    for (revision, len) in [(0, 40), (1, 72), (2, 72)] {
+        assert_eq!(ct(revision, len, 1), other("xt target CT --notrack"), "{revision}");
+        assert_eq!(ct(revision, len, 3), other("xt target CT --notrack"), "with the alias");
+        assert_eq!(ct(revision, len, 0), other("xt target CT"), "{revision}");
+        assert_eq!(ct(revision, len + 8, 1), other("xt target CT"), "of another size");
+    }
+}
+
+#[test]
 fn targets_that_change_the_header_are_those_of_the_kernel() {
     let target = |family, name, revision, info: &[u8]| {
         decoded(family, "target", name, revision, &padded(info.to_vec()))

@@ -9,6 +9,7 @@ use crate::netfilter::conntrack::{FlowKey, flow_key_of};
 use crate::netfilter::nft::carried::Carried;
 use crate::netfilter::nft::carried_facts::Packets;
 use crate::netfilter::nft::carried_rules::{By, Cause, FlowFacts, Meets, carried_rules};
+use crate::netfilter::nft::xt::Xt;
 use crate::trace::step::RuleResult;
 use crate::trace::{Record, Step};
 
@@ -60,8 +61,10 @@ proptest! {
             let facts = facts(&input, info);
             let (family, protocol) = (input.family, facts.received.protocol());
             let [mut of_all, mut of_flow] = [(); 2].map(|()| Carried::none(&program));
-            of_all.add(&program, &Packets { family, protocol, of: None });
-            of_flow.add(&program, &Packets { family, protocol, of: Some(&facts) });
+            for packets in Packets::all(family, protocol) {
+                of_all.add(&program, &packets);
+            }
+            of_flow.add(&program, &Packets::of_flow(&facts));
             let mut record = Record::new();
             run_traced(&program, &input, &mut record);
             for found in record.steps() {
@@ -135,13 +138,12 @@ fn rules_for_other_packets_are_not_met() {
     let l4 = |number: u8| vec![meta(MetaKey::L4Proto), cmp(R1, &[number])];
     let new = || with(state(8), vec![limit()]);
     let invalid = || with(state(1), vec![limit()]);
-    let icmp = || with(l4(1), vec![limit()]);
-    let tcp = || with(l4(6), vec![limit()]);
+    let protocol = |number: u8| with(l4(number), vec![limit()]);
     // Its tests are reached, and the same for all; what is left to the kernel is not.
-    assert_eq!(
-        meets(&forward(vec![new(), invalid(), icmp(), tcp()])),
-        [Meets::Constant, Meets::Constant, Meets::Constant, Meets::Kernel]
-    );
+    let rules = [new(), invalid(), protocol(132), protocol(1), protocol(47), protocol(6)];
+    let expected = [Meets::Constant, Meets::Constant, Meets::Constant];
+    let met = [Meets::Kernel, Meets::Kernel, Meets::Kernel];
+    assert_eq!(meets(&forward(rules.to_vec())), [expected, met].concat());
     // `tcp flags & (syn | rst) == syn`.
     let mut syn = l4(6);
     let op = BitwiseOp::MaskXor { mask: vec![6], xor: vec![0] };
@@ -150,6 +152,72 @@ fn rules_for_other_packets_are_not_met() {
     syn.extend([cmp(R1, &[2]), Expr::Other("exthdr set".to_owned())]);
     let ruleset = forward(vec![rule(syn), new()]);
     assert_ne!(meets(&ruleset)[0], Meets::Kernel);
+}
+
+#[test]
+fn rules_for_icmp_other_than_echo_are_not_met() {
+    let of = |protocol: u8, compared: &[u8]| {
+        let l4 = vec![meta(MetaKey::L4Proto), cmp(R1, &[protocol])];
+        let kind = vec![transport(0, compared.len() as u8), cmp(R1, compared)];
+        with([l4, kind].concat(), vec![limit()])
+    };
+    let ruleset = |family, rules| Ruleset {
+        generation: 1,
+        tables: vec![table(family, vec![base("f", 2, 0, rules)], Vec::new())],
+    };
+    let tracks = || with(state(8), vec![ACCEPT]);
+    // Destination unreachable; echo request and reply; a code that echo does not have.
+    let rules = vec![tracks(), of(1, &[3]), of(1, &[8]), of(1, &[0]), of(1, &[8, 1])];
+    let expected = [Meets::Constant, Meets::Constant, Meets::Kernel, Meets::Kernel];
+    let found = meets(&ruleset(Family::Ip, rules));
+    assert_eq!(found, [&expected[..], &[Meets::Constant]].concat());
+    // Neighbour solicitation; echo request.
+    let found = meets(&ruleset(Family::Ip6, vec![tracks(), of(58, &[135]), of(58, &[128])]));
+    assert_eq!(found, [Meets::Constant, Meets::Constant, Meets::Kernel]);
+    let xt = |icmp_type, codes, invert| {
+        let l4 = vec![meta(MetaKey::L4Proto), cmp(R1, &[1])];
+        with(l4, vec![Expr::Xt(Xt::Icmp { icmp_type, codes, invert }), limit()])
+    };
+    let rules = vec![
+        tracks(),
+        xt(Some(3), (0, 255), false),
+        xt(Some(8), (0, 255), false),
+        xt(Some(3), (0, 255), true),
+        xt(None, (0, 255), false),
+    ];
+    let expected = [Meets::Constant, Meets::Constant];
+    let found = meets(&ruleset(Family::Ip, rules));
+    assert_eq!(found, [&expected[..], &[Meets::Kernel, Meets::Kernel, Meets::Kernel]].concat());
+}
+
+#[test]
+fn tuples_leave_connections_with_nat_and_without_ports_to_the_kernel() {
+    let saddr = || Expr::Ct { dreg: R1, key: CtKey::Ipv4(Direction::Original, TupleEnd::Src) };
+    let port = || Expr::Ct { dreg: R1, key: CtKey::Port(Direction::Original, TupleEnd::Dst) };
+    let rules = || {
+        let tcp = vec![meta(MetaKey::L4Proto), cmp(R1, &[6])];
+        vec![
+            rule(vec![saddr(), cmp(R1, &[10, 0, 0, 1]), DROP]),
+            rule(vec![port(), cmp(R1, &[0, 80]), DROP]),
+            with(tcp, vec![port(), cmp(R1, &[0, 81]), DROP]),
+            with(state(6), vec![ACCEPT]),
+            rule(vec![saddr(), cmp(R1, &[10, 0, 0, 1]), DROP]),
+        ]
+    };
+    let left_of = |chains: Vec<Chain>| -> Vec<(bool, bool)> {
+        let tables = vec![table(Family::Ip, chains, Vec::new())];
+        let ruleset = Ruleset { generation: 1, tables };
+        let program = compile(&ruleset, 0);
+        let rules = carried_rules(&program, &ruleset).into_iter();
+        rules.map(|rule| (rule.left_of.nat, rule.left_of.without_ports)).collect()
+    };
+    let chain = || base("filter", 2, 0, rules());
+    let (none, ports) = ((false, false), (false, true));
+    assert_eq!(left_of(vec![chain()]), [none, ports, none, none, none]);
+    let mut nat = base("nat", 4, 100, Vec::new());
+    nat.base.as_mut().expect("a base chain").kind = "nat".to_owned();
+    let (nat_only, both) = ((true, false), (true, true));
+    assert_eq!(left_of(vec![chain(), nat]), [nat_only, both, nat_only, none, none]);
 }
 
 #[test]
@@ -226,4 +294,44 @@ fn the_rule_of_a_flow_is_the_first_that_it_reaches() {
     assert_eq!(handle(80), (3, Some(2)));
     assert_eq!(handle(22), (2, Some(2)));
     assert!(matches!(nft.per_packet(&flow(443)), Some(Cause::Counters(0))));
+}
+
+#[test]
+fn the_rule_that_looks_up_a_route_of_an_address_before_nat_is_found() {
+    let fib = |handle, daddr| {
+        let query = FibQuery { key: FibKey::Type, daddr, dev: None, mark: false, present: false };
+        let exprs = vec![Expr::Fib { dreg: R1, query }, cmp(R1, &[2, 0, 0, 0]), ACCEPT];
+        Rule { handle, exprs, comment: None }
+    };
+    let key = FlowKey::new([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), 6, 1000, 80);
+    let flow = FlowFacts {
+        received: key,
+        translated: key,
+        direction: Direction::Original,
+        status: STATUS,
+        mark: 0,
+        iif: None,
+        oif: None,
+    };
+    let found = |chains: Vec<Chain>| {
+        let ruleset = ruleset_of(chains);
+        let program = compile(&ruleset, 0);
+        let nft = Nft::new(ruleset, program, 1, None);
+        nft.other_route(&flow).map(|found| found.rule.handle)
+    };
+    let chain = |name, hook, rules| base(name, hook, 0, rules);
+    let others = || chain("a", 2, vec![with(state(8), vec![DROP]), fib(1, true), fib(2, false)]);
+    assert_eq!(found(vec![others(), chain("b", 0, vec![fib(3, false)])]), None);
+    assert_eq!(found(vec![others(), chain("b", 0, vec![fib(3, false), fib(4, true)])]), Some(4));
+    assert_eq!(found(vec![others(), chain("b", 4, vec![fib(3, true), fib(4, false)])]), Some(4));
+}
+
+#[test]
+fn whether_rules_set_marks_is_known() {
+    let mark = || rule(vec![meta(MetaKey::Mark), Expr::SetMark { sreg: R1 }]);
+    assert!(compile(&forward(vec![rule(vec![counter()]), mark()]), 0).sets_marks());
+    assert!(!compile(&forward(vec![rule(vec![meta(MetaKey::Mark), counter()])]), 0).sets_marks());
+    // No packet reaches it.
+    let unreached = Chain { name: "u".to_owned(), base: None, rules: vec![mark()] };
+    assert!(!compile(&ruleset_of(vec![base("f", 2, 0, Vec::new()), unreached]), 0).sets_marks());
 }
