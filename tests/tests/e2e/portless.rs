@@ -193,6 +193,48 @@ fn echo_with_a_wrong_checksum_is_invalid() -> Result<()> {
     Ok(())
 }
 
+/// Ends of tunnels on both sides of the router.
+struct TunnelEnds {
+    left: Tap,
+    right: Tap,
+}
+
+impl TunnelEnds {
+    fn open(lab: &Lab) -> Result<TunnelEnds> {
+        // Nobody answers for this one but the test.
+        lab.router.run(
+            "ip neigh replace 198.18.2.77 lladdr 02:f0:00:00:02:02 dev rt-right nud permanent",
+        )?;
+        lab.right.sysctl("net/ipv4/ip_forward", "0")?;
+        Ok(TunnelEnds {
+            left: Tap::open(&lab.left, "left")?,
+            right: Tap::open(&lab.right, "right")?,
+        })
+    }
+
+    /// Each side sends a packet of each tunnel.
+    fn exchange(&self, protocols: &[u8]) -> Result<()> {
+        let [host, public, peer] =
+            [Ipv4Addr::new(198, 18, 1, 2), RT_RIGHT4.parse()?, Ipv4Addr::new(198, 18, 2, 77)];
+        let payload = |protocol: u8| match protocol {
+            // GRE of version 0, and an inner packet that nobody looks at.
+            47 => [&[0, 0, 8, 0][..], &[0x45; 40]].concat(),
+            _ => vec![0x45; 60],
+        };
+        for protocol in protocols {
+            let out = Ipv4::new(host, peer, *protocol).packet(&payload(*protocol));
+            self.left.send(&ethernet(mac::RT_LEFT, mac::LEFT, ETHERTYPE_IPV4, &out))?;
+        }
+        thread::sleep(Duration::from_millis(20));
+        for protocol in protocols {
+            let back = Ipv4::new(peer, public, *protocol).packet(&payload(*protocol));
+            self.right.send(&ethernet(mac::RT_RIGHT, mac::RIGHT, ETHERTYPE_IPV4, &back))?;
+        }
+        thread::sleep(Duration::from_millis(20));
+        Ok(())
+    }
+}
+
 /// Each side sends packets of a tunnel, and the kernel forwards none after some seconds.
 #[test]
 #[ignore = "needs root: run by scripts/test"]
@@ -200,32 +242,9 @@ fn tunnels_that_pass_the_router_are_carried() -> Result<()> {
     let lab = lab_with_gro()?;
     nft(&lab.router, STATEFUL)?;
     let running = Ferroute::start_with(&lab, &OFFLOAD)?;
-    // Nobody answers for this one but the test.
-    lab.router
-        .run("ip neigh replace 198.18.2.77 lladdr 02:f0:00:00:02:02 dev rt-right nud permanent")?;
-    lab.right.sysctl("net/ipv4/ip_forward", "0")?;
-    let (left, right) = (Tap::open(&lab.left, "left")?, Tap::open(&lab.right, "right")?);
-    let [host, public, peer] =
-        [Ipv4Addr::new(198, 18, 1, 2), RT_RIGHT4.parse()?, Ipv4Addr::new(198, 18, 2, 77)];
+    let ends = TunnelEnds::open(&lab)?;
     let protocols = [4, 47, 50];
-    let payload = |protocol: u8| match protocol {
-        // GRE of version 0, and an inner packet that nobody looks at.
-        47 => [&[0, 0, 8, 0][..], &[0x45; 40]].concat(),
-        _ => vec![0x45; 60],
-    };
-    let exchange = || -> Result<()> {
-        for protocol in protocols {
-            let out = Ipv4::new(host, peer, protocol).packet(&payload(protocol));
-            left.send(&ethernet(mac::RT_LEFT, mac::LEFT, ETHERTYPE_IPV4, &out))?;
-        }
-        thread::sleep(Duration::from_millis(20));
-        for protocol in protocols {
-            let back = Ipv4::new(peer, public, protocol).packet(&payload(protocol));
-            right.send(&ethernet(mac::RT_RIGHT, mac::RIGHT, ETHERTYPE_IPV4, &back))?;
-        }
-        thread::sleep(Duration::from_millis(20));
-        Ok(())
-    };
+    let exchange = || ends.exchange(&protocols);
     if ferroute::by_kernel() {
         return exchange();
     }
@@ -237,11 +256,11 @@ fn tunnels_that_pass_the_router_are_carried() -> Result<()> {
     };
     ensure!(eventually(are_carried), "{}\n{}", running.account(), lab.router.run("conntrack -L")?);
     let offloaded_before = offloaded(&running)?;
-    right.drain();
+    ends.right.drain();
     for _ in 0..40 {
         exchange()?;
     }
-    let passed = received(&right);
+    let passed = received(&ends.right);
     for protocol in protocols {
         let frames = passed.iter().filter(|passed| **passed == protocol).count();
         ensure!(frames == 40, "{frames} of 40 of {protocol}");
@@ -251,7 +270,7 @@ fn tunnels_that_pass_the_router_are_carried() -> Result<()> {
     Ok(())
 }
 
-/// While there is a flood of pings with changing identifiers, the kernel has all of them.
+/// While there is a flood of pings with changing identifiers, the kernel has all of them, and workers have tunnels.
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn a_flood_of_single_pings_leaves_echo_to_the_kernel() -> Result<()> {
@@ -261,18 +280,28 @@ fn a_flood_of_single_pings_leaves_echo_to_the_kernel() -> Result<()> {
     let lab = Lab::up()?;
     nft(&lab.router, STATEFUL)?;
     let running = Ferroute::start(&lab)?;
+    let ends = TunnelEnds::open(&lab)?;
     let ping = Pinging::start(&lab.left, &format!("-i 0.05 {RIGHT4}"))?;
-    ensure!(are_carried(&running, &[&ping]), "the kernel forwards: {}", running.account());
-    let left = Tap::open(&lab.left, "left")?;
+    let has = |count| carried(&running).is_ok_and(|carried| carried == count);
+    let are_both_carried = || ends.exchange(&[50]).is_ok() && has(2);
+    ensure!(eventually(are_both_carried), "the kernel forwards: {}", running.account());
     let mut id = 0u16;
     let is_given_up = || {
         for _ in 0..4000 {
             id = id.wrapping_add(1);
-            let _sent = left.send(&echo(id, 1, 0));
+            let _sent = ends.left.send(&echo(id, 1, 0));
         }
-        carried(&running).is_ok_and(|carried| carried == 0)
+        has(1)
     };
     ensure!(eventually(is_given_up), "{}", running.json(&["status"])?);
     ensure!(ping.goes_on(), "no answers: {}", running.account());
+    drop(ping);
+    let is_tunnel_carried = || {
+        let before = running.forwarded_by_kernel().ok();
+        (0..20).all(|_| ends.exchange(&[50]).is_ok())
+            && running.forwarded_by_kernel().ok() == before
+            && has(1)
+    };
+    ensure!(eventually(is_tunnel_carried), "the kernel forwards: {}", running.account());
     Ok(())
 }

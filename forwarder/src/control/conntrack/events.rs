@@ -35,12 +35,15 @@ const GROUPS: [Group; 3] = [
 /// which the caller can do something else.
 const DATAGRAMS_MAX: usize = 1024;
 
-/// Which events of entries that are not assured are received.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which events of entries that are not assured are received, each with those before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Unassured {
     /// Of ESP and AH.
     Ipsec,
-    /// Of all protocols whose entries are never assured, and which workers carry: also of ICMP, ICMPv6, and IP in IP.
+    /// Of IP in IP (IPv4 and IPv6).
+    Tunnels,
+    /// Of all protocols whose entries are never assured, and which workers carry: also of ICMP and ICMPv6.
+    #[default]
     All,
 }
 
@@ -49,13 +52,14 @@ impl Unassured {
         const ALL: [Protocol; 6] = [
             Protocol::ESP,
             Protocol::AH,
-            Protocol::ICMP,
-            Protocol::ICMPV6,
             Protocol::IPIP,
             Protocol::IPV6,
+            Protocol::ICMP,
+            Protocol::ICMPV6,
         ];
         match self {
             Unassured::Ipsec => &ALL[..2],
+            Unassured::Tunnels => &ALL[..4],
             Unassured::All => &ALL,
         }
     }
@@ -212,14 +216,14 @@ impl Events {
         Ok(Events { socket, skipped: 0 })
     }
 
-    /// From now on, leaves out events of changes that sockets with these numbers ([`own_number`]) have requested; of entries that
-    /// are not assured, except those of `unassured` that have been replied to; and what the kernel itself does with a TCP
-    /// connection in the states CLOSE_WAIT, LAST_ACK
-    /// and TIME_WAIT, which follow FIN_WAIT. The kernel drops them without waking anybody up. Optional: without it, there
-    /// are only more events.
+    /// From now on, leaves out events of changes that sockets with these numbers ([`own_number`]) have requested; of
+    /// entries that are not assured, except those of `unassured` that have been replied to; and what the kernel itself
+    /// does with a TCP connection in the states CLOSE_WAIT, LAST_ACK and TIME_WAIT, which follow FIN_WAIT. The kernel
+    /// drops them without waking anybody up.
     ///
     /// # Errors
-    /// Errors of setsockopt(SO_ATTACH_FILTER).
+    /// Errors of setsockopt(SO_ATTACH_FILTER): what was left out before still is. For a new socket that is nothing:
+    /// there are only more events. After a narrower `unassured`, events of the others are still missing.
     pub fn leave_out(&self, own: [u32; 2], unassured: Unassured) -> io::Result<()> {
         SockRef::from(&self.socket.as_fd()).attach_filter(&filter(own, unassured))
     }

@@ -1,15 +1,17 @@
 //! How connections become carried flows: those that are established, and those that workers had left to the kernel
 //! under another ruleset.
 
+use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::reading::{READING_MAX, Readied};
+use super::reading::READING_MAX;
 use super::{BATCH, Carried, Follower, NS_PER_S, Refused, gate_key, is_of, liberal, unchanged};
 use crate::control::conntrack::{self, Change, Entry, IP_CT_TCP_FLAG_BE_LIBERAL, TcpInfo, Tuple};
 use crate::control::daemon::flow_entry::{
     IPPROTO_TCP, flow_key, is_carriable, is_local, is_masqueraded,
 };
+use crate::control::netlink::query::NlSock;
 use crate::netfilter::conntrack::{FlowDesc, TupleKind};
 use crate::worker::clock::monotonic_ns;
 
@@ -37,6 +39,41 @@ impl Candidate {
     pub(super) fn read(entry: Entry) -> Candidate {
         Candidate { entry, has_events: None, timeout_s: None }
     }
+}
+
+/// An entry that was made ready to be carried.
+#[derive(Debug)]
+pub(super) struct Readied {
+    /// As it was read before.
+    pub(super) was: Entry,
+    /// As it is; `None`: the kernel sends no events of it, and it may not be carried or is gone. An error: it was not
+    /// changed.
+    pub(super) now: io::Result<Option<Entry>>,
+    /// Whether the kernel sends events of it.
+    pub(super) has_events: bool,
+}
+
+/// Makes entries ready. `may_lack_events`: those of which the kernel sends no events may be carried.
+pub(super) fn make_ready(
+    socket: &mut NlSock,
+    entries: Vec<Entry>,
+    may_lack_events: bool,
+) -> Vec<Readied> {
+    let changes: Vec<Change> = entries.iter().map(|entry| liberal(entry.original, None)).collect();
+    let results = conntrack::update_and_read(socket, &changes);
+    let readied = entries.into_iter().zip(results).map(|(was, now)| {
+        let has_events = matches!(now, Ok(Some(_)));
+        let now = match now {
+            // What was read of it may be old, and another connection may have its tuple.
+            Ok(None) if may_lack_events => {
+                let read = conntrack::read(socket, &was.original).ok().flatten();
+                Ok(read.filter(|now| now.id == was.id))
+            }
+            now => now,
+        };
+        Readied { was, now, has_events }
+    });
+    readied.collect()
 }
 
 impl Follower<'_> {
@@ -76,9 +113,14 @@ impl Follower<'_> {
                 self.enter(&candidate.entry, true, candidate.timeout_s);
             }
         }
-        let changes: Vec<Change> = unknown.iter().map(change).collect();
-        let results = conntrack::update_and_read(&mut self.requests, &changes);
-        self.enter_readied(unknown.iter().map(|it| it.entry).zip(results).collect());
+        let tcp: Vec<Entry> = tcp.iter().map(|candidate| candidate.entry).collect();
+        self.undo(&tcp);
+        let unknown: Vec<Entry> = unknown.iter().map(|it| it.entry).collect();
+        if !unknown.is_empty() {
+            let may_lack_events = self.may_lack_events();
+            let readied = make_ready(&mut self.requests, unknown, may_lack_events);
+            self.enter_readied(readied);
+        }
     }
 
     /// How many of `count` connections can be carried, if as many others are being made ready.
@@ -106,29 +148,39 @@ impl Follower<'_> {
         self.expect_more(readied.len());
         let scope = self.scope();
         // Each flow has places in two tables, which are in no cache.
-        for entry in readied.iter().filter_map(|(_, result)| result.as_ref().ok()?.as_ref()) {
+        for entry in readied.iter().filter_map(|it| it.now.as_ref().ok()?.as_ref()) {
             for key in [&entry.original, &entry.reply].map(flow_key) {
                 self.writer.table().prefetch(&key);
                 self.gate.prefetch(&gate_key(key));
             }
         }
         let mut undone = Vec::new();
-        for (was, result) in readied {
-            match result {
-                Ok(Some(entry)) => {
-                    if is_carriable(&entry, &scope) {
-                        self.enter(&entry, true, None);
-                    }
-                }
-                Ok(None) if self.may_lack_events() => self.enter(&was, false, None),
-                // It stays with the kernel, as it was.
-                Ok(None) => undone.extend(unless_liberal(&was)),
-                Err(_) => {}
+        for Readied { was, now, has_events } in readied {
+            let Ok(now) = now else { continue };
+            // Workers may have left it to the kernel since it was read.
+            if self.is_refused(now.as_ref().unwrap_or(&was)) {
+                continue;
             }
+            let may_be_carried = has_events || self.may_lack_events();
+            match now {
+                Some(entry) if may_be_carried && is_carriable(&entry, &scope) => {
+                    self.enter(&entry, has_events, None);
+                }
+                _ => self.without_events_left += usize::from(!has_events),
+            }
+            // If there was no room, for example.
+            undone.push(was);
         }
-        self.without_events_left += undone.len();
+        self.undo(&undone);
+    }
+
+    /// Makes entries what they were before they were made ready, unless they are carried.
+    pub(super) fn undo(&mut self, entries: &[Entry]) {
+        let is_carried = |entry: &&Entry| self.writer.number(&flow_key(&entry.original)).is_some();
+        let undone = entries.iter().filter(|it| !is_carried(it));
+        let changes: Vec<Change> = undone.filter_map(unless_liberal).collect();
         // One that is gone needs none.
-        let _ = conntrack::update(&mut self.requests, &undone);
+        let _ = conntrack::update(&mut self.requests, &changes);
     }
 
     /// Whether a flow can be carried of whose entry the kernel sends no events.
@@ -207,7 +259,9 @@ impl Follower<'_> {
         let scope = self.scope();
         let entries = results.into_iter().filter_map(|result| result.ok().flatten());
         let candidates: Vec<Candidate> = entries
-            .filter(|entry| is_carriable(entry, &scope) && !self.is_known(entry))
+            .filter(|entry| {
+                is_carriable(entry, &scope) && !self.is_known(entry) && !self.is_refused(entry)
+            })
             .map(Candidate::read)
             .collect();
         self.carry(&candidates);
@@ -228,7 +282,7 @@ impl Follower<'_> {
 }
 
 /// The change that makes an entry what it was before it was made ready; `None`: it was.
-fn unless_liberal(entry: &Entry) -> Option<Change> {
+pub(super) fn unless_liberal(entry: &Entry) -> Option<Change> {
     let TcpInfo { flags_original, flags_reply, .. } = entry.tcp?;
     let was_liberal = flags_original & flags_reply & IP_CT_TCP_FLAG_BE_LIBERAL != 0;
     let change = Change { is_liberal: Some(false), ..liberal(entry.original, None) };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{BATCH, Carried, Follower, NS_PER_S, is_of, liberal, unchanged};
+use super::{BATCH, Follower, NS_PER_S, is_of, liberal, unchanged};
 use crate::control::conntrack::{self, Change, Sysctls, Tuple};
 use crate::control::daemon::flow_entry::{IPPROTO_GRE, IPPROTO_TCP, IPPROTO_UDP};
 use crate::netfilter::conntrack::{FlowKey, TupleKind};
@@ -26,17 +26,17 @@ pub(super) const CLOSE_TIMEOUT_S: u32 = 10;
 /// Time-out of an entry that was renewed while its connection was closed.
 const CLOSING_TIMEOUT_S: u32 = 120;
 
-/// The time-out that the kernel gives an entry when it sees a packet.
-fn timeout_s(sysctls: &Sysctls, key: &FlowKey, carried: &Carried) -> u32 {
+/// The time-out that the kernel gives an entry when it sees a packet. `fresh_s`: what it was in an event.
+pub(super) fn timeout_s(sysctls: &Sysctls, key: &FlowKey, fresh_s: Option<u32>) -> u32 {
     match key.protocol() {
         IPPROTO_TCP => sysctls.tcp_timeout_established_s,
         IPPROTO_UDP => sysctls.udp_timeout_stream_s,
         // It stays what the setting was when the entry was made (`ct->proto.gre.stream_timeout`). An event may have been
         // sent in the second after a packet.
-        IPPROTO_GRE if carried.is_timeout_fresh => {
-            sysctls.gre_timeout_stream_s.min(carried.timeout_s + 1)
-        }
-        IPPROTO_GRE => sysctls.gre_timeout_stream_s,
+        IPPROTO_GRE => match fresh_s {
+            Some(fresh_s) => sysctls.gre_timeout_stream_s.min(fresh_s.saturating_add(1)),
+            None => sysctls.gre_timeout_stream_s,
+        },
         _ if key.kind() == Some(TupleKind::Echo) => {
             sysctls.icmp_timeouts_s[usize::from(!key.is_ipv4())]
         }
@@ -168,7 +168,10 @@ impl Follower<'_> {
             _ if has_own_timeouts && carried.is_timeout_fresh => carried.timeout_s,
             // Not known: it is left to the kernel when it expires.
             _ if has_own_timeouts => return None,
-            _ => timeout_s(&self.sysctls, &key, carried),
+            _ => {
+                let fresh_s = carried.is_timeout_fresh.then_some(carried.timeout_s);
+                timeout_s(&self.sysctls, &key, fresh_s)
+            }
         };
         let timeout_ns = u64::from(timeout_s) * NS_PER_S;
         let interval_ns = match carried.has_events && !carried.is_shortened {

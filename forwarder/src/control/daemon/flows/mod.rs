@@ -441,7 +441,7 @@ impl<'a> Follower<'a> {
             return;
         }
         if let Some(reading) = &mut self.reading {
-            reading.touch(&entry.original);
+            reading.touch(&entry.original, false);
         }
         let scope = self.scope();
         let number = self.writer.number(&flow_key(&entry.original));
@@ -508,6 +508,10 @@ impl<'a> Follower<'a> {
         self.without_events -= usize::from(!carried.has_events);
         let Some(desc) = self.writer.get(number) else { return };
         self.echoes -= usize::from(desc.keys[0].kind() == Some(TupleKind::Echo));
+        if let Some(reading) = &mut self.reading {
+            // The entry may be among those that are being made ready.
+            reading.touch(&Tuple::of_key(&desc.keys[0]), true);
+        }
         self.writer.remove(&desc.keys[0]);
         self.forget_offloaded(&desc.keys);
         if carried.is_gated {

@@ -5,21 +5,26 @@
 //! `fr-ct-read` reads, `fr-ct` selects what is to be carried, `fr-ct-ready` makes these entries ready, and `fr-ct` enters
 //! them. Whether an event about an entry that is being made ready is older than what the kernel answers is not known:
 //! such an entry is tried again.
+//!
+//! Entries that are ready and not entered are made what they were: by `fr-ct`, or, if a reading is given up, by its
+//! `fr-ct-ready`.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::{Follower, is_of, liberal};
+use super::carry::{Readied, make_ready, unless_liberal};
+use super::{Follower, is_of};
 use crate::control::conntrack::{self, Change, Entry, Received, Tuple};
 use crate::control::daemon::flow_entry::{Scope, flow_key, is_carriable};
 use crate::control::netlink::query::{DumpEnd, NlSock};
+use crate::netfilter::conntrack::FlowTable;
 
 /// After the ruleset changed, connections are not tried again before this.
 const RULESET_REST: Duration = Duration::from_secs(10);
@@ -49,28 +54,50 @@ pub(super) struct Reading {
     /// By number, 64 in each word: flows that were read, or that an event was about, or that were entered since it
     /// began.
     seen: Vec<u64>,
-    to_ready: Sender<Vec<Entry>>,
+    to_ready: Sender<Unready>,
     ready: Receiver<Vec<Readied>>,
     /// Parts that were sent to be made ready, and those that are.
     sent: u64,
     taken: u64,
     /// Entries of the others.
     readying: usize,
-    /// Entries that there was an event about, and how many parts had been sent then: they may have been in one of them.
-    touched: HashMap<Tuple, u64>,
+    /// Entries that there was an event about, or whose flow was dropped.
+    touched: HashMap<Tuple, Touched>,
     /// The table has been read.
     end: Option<End>,
+    /// Nothing is made ready any more when this is gone.
+    _wanted: Arc<()>,
 }
 
-/// An entry as it was read, and what the kernel answered when it was made ready.
-pub(super) type Readied = (Entry, io::Result<Option<Entry>>);
+/// Entries that are to be made ready.
+#[derive(Debug)]
+struct Unready {
+    entries: Vec<Entry>,
+    /// Those of which the kernel sends no events may be carried.
+    may_lack_events: bool,
+}
+
+/// What happened to an entry while others were being made ready.
+#[derive(Debug, Clone, Copy)]
+struct Touched {
+    /// How many parts had been sent then: it may have been in one of them.
+    sent: u64,
+    /// Its flow was dropped: the kernel has not seen some of its packets.
+    was_carried: bool,
+}
 
 /// What comes next.
 enum Next {
     /// Entries that were read.
     Entries(Vec<Entry>),
-    /// Entries that are ready, and tuples of those that are to be tried again.
-    Ready(Vec<Readied>, Vec<Tuple>),
+    /// Entries that are ready.
+    Ready {
+        readied: Vec<Readied>,
+        /// Others, that are to be tried again.
+        again: Vec<Tuple>,
+        /// Those of them that have to be made what they were.
+        undone: Vec<Entry>,
+    },
     /// The table has been read, and nothing is being made ready.
     End(End),
     /// Nothing yet.
@@ -119,16 +146,39 @@ fn read_all(parts: &Sender<Part>, scope: &Scope) -> io::Result<End> {
     }
 }
 
-/// Makes entries ready until nobody sends any more, or receives them.
-fn make_ready(parts: &Receiver<Vec<Entry>>, ready: &Sender<Vec<Readied>>, socket: &Mutex<NlSock>) {
-    // The thread of an earlier reading, which was given up, may have it for a moment.
-    let mut socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
-    for entries in parts {
-        let changes: Vec<Change> =
-            entries.iter().map(|entry| liberal(entry.original, None)).collect();
-        let results = conntrack::update_and_read(&mut socket, &changes);
-        if ready.send(entries.into_iter().zip(results).collect()).is_err() {
-            return;
+/// The thread that makes entries ready.
+struct Maker {
+    unready: Receiver<Unready>,
+    readied: Sender<Vec<Readied>>,
+    /// Where the reading takes those that are ready.
+    untaken: Receiver<Vec<Readied>>,
+    /// The reading has not been given up.
+    is_wanted: Weak<()>,
+    table: Arc<FlowTable>,
+}
+
+impl Maker {
+    /// Makes entries ready until the reading ends; what it has not taken, is undone.
+    fn run(&self, socket: &Mutex<NlSock>) {
+        // The thread of an earlier reading, which was given up, may have it for a moment: what it undoes, is made ready
+        // after that.
+        let mut socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
+        for Unready { entries, may_lack_events } in &self.unready {
+            if self.is_wanted.strong_count() == 0 {
+                break;
+            }
+            let readied = make_ready(&mut socket, entries, may_lack_events);
+            if self.readied.send(readied).is_err() {
+                break;
+            }
+        }
+        for readied in self.untaken.try_iter() {
+            let entries = readied.iter().filter(|it| it.now.is_ok()).map(|it| &it.was);
+            let is_carried = |entry: &&Entry| self.table.find(&flow_key(&entry.original)).is_some();
+            let undone: Vec<Change> =
+                entries.filter(|it| !is_carried(it)).filter_map(unless_liberal).collect();
+            // One that is gone needs none.
+            let _ = conntrack::update(&mut socket, &undone);
         }
     }
 }
@@ -138,45 +188,70 @@ fn has_ended(what: &str) -> io::Error {
 }
 
 impl Reading {
-    /// `socket`: for the changes of the entries that are read.
-    fn begin(is_to_carry: bool, scope: Scope, socket: &Arc<Mutex<NlSock>>) -> io::Result<Reading> {
+    /// `socket`: for the changes of the entries that are read. `table`: the carried flows.
+    fn begin(
+        is_to_carry: bool,
+        scope: Scope,
+        socket: &Arc<Mutex<NlSock>>,
+        table: &Arc<FlowTable>,
+    ) -> io::Result<Reading> {
         let (sender, parts) = bounded(PARTS_MAX);
         let thread = thread::Builder::new().name("fr-ct-read".into());
         thread.spawn(move || read(&sender, &scope))?;
-        let (to_ready, unready) = bounded(READYING_MAX);
-        let (readied, ready) = bounded(READYING_MAX);
+        let (reading, maker) = Reading::of(is_to_carry, parts, table);
         let socket = Arc::clone(socket);
         let thread = thread::Builder::new().name("fr-ct-ready".into());
-        thread.spawn(move || make_ready(&unready, &readied, &socket))?;
-        Ok(Reading::of(is_to_carry, parts, to_ready, ready))
+        thread.spawn(move || maker.run(&socket))?;
+        Ok(reading)
     }
 
-    fn of(
-        is_to_carry: bool,
-        parts: Receiver<Part>,
-        to_ready: Sender<Vec<Entry>>,
-        ready: Receiver<Vec<Readied>>,
-    ) -> Reading {
-        let (sent, taken, readying) = (0, 0, 0);
-        let (seen, touched, end) = (Vec::new(), HashMap::new(), None);
-        Reading { parts, is_to_carry, seen, to_ready, ready, sent, taken, readying, touched, end }
+    fn of(is_to_carry: bool, parts: Receiver<Part>, table: &Arc<FlowTable>) -> (Reading, Maker) {
+        let (to_ready, unready) = bounded(READYING_MAX);
+        // The receivers are two, so that nothing is lost with the reading; there is always room.
+        let (readied, ready) = bounded(READYING_MAX);
+        let wanted = Arc::new(());
+        let maker = Maker {
+            unready,
+            readied,
+            untaken: ready.clone(),
+            is_wanted: Arc::downgrade(&wanted),
+            table: Arc::clone(table),
+        };
+        let reading = Reading {
+            parts,
+            is_to_carry,
+            seen: Vec::new(),
+            to_ready,
+            ready,
+            sent: 0,
+            taken: 0,
+            readying: 0,
+            touched: HashMap::new(),
+            end: None,
+            _wanted: wanted,
+        };
+        (reading, maker)
     }
 
     /// Has entries made ready.
-    fn make_ready(&mut self, entries: Vec<Entry>) -> io::Result<()> {
+    fn make_ready(&mut self, entries: Vec<Entry>, may_lack_events: bool) -> io::Result<()> {
         if entries.is_empty() {
             return Ok(());
         }
         self.sent += 1;
         self.readying += entries.len();
         // There is room: see `next`.
-        self.to_ready.send(entries).map_err(|_| has_ended("makes entries ready"))
+        let unready = Unready { entries, may_lack_events };
+        self.to_ready.send(unready).map_err(|_| has_ended("makes entries ready"))
     }
 
-    /// An event is about an entry.
-    pub(super) fn touch(&mut self, original: &Tuple) {
+    /// An event is about an entry, or, with `was_carried`, its flow is dropped.
+    pub(super) fn touch(&mut self, original: &Tuple, was_carried: bool) {
         if self.sent != self.taken {
-            self.touched.insert(*original, self.sent);
+            let sent = self.sent;
+            let touched = self.touched.entry(*original).or_insert(Touched { sent, was_carried });
+            touched.sent = sent;
+            touched.was_carried |= was_carried;
         }
     }
 
@@ -211,15 +286,22 @@ impl Reading {
         self.taken += 1;
         self.readying = self.readying.saturating_sub(readied.len());
         if self.touched.is_empty() {
-            return Next::Ready(readied, Vec::new());
+            return Next::Ready { readied, again: Vec::new(), undone: Vec::new() };
         }
         let taken = self.taken;
-        let is_touched = |(entry, _): &Readied| {
-            self.touched.get(&entry.original).is_some_and(|sent| *sent >= taken)
+        let (mut again, mut undone) = (Vec::new(), Vec::new());
+        let mut is_untouched = |it: &Readied| {
+            let touched = self.touched.get(&it.was.original).filter(|it| it.sent >= taken);
+            let Some(touched) = touched else { return true };
+            again.push(it.was.original);
+            if it.now.is_ok() && !touched.was_carried {
+                undone.push(it.was);
+            }
+            false
         };
-        let (touched, readied): (Vec<_>, Vec<_>) = readied.into_iter().partition(is_touched);
-        self.touched.retain(|_, sent| *sent > taken);
-        Next::Ready(readied, touched.iter().map(|(entry, _)| entry.original).collect())
+        let readied = readied.into_iter().filter(&mut is_untouched).collect();
+        self.touched.retain(|_, touched| touched.sent > taken);
+        Next::Ready { readied, again, undone }
     }
 
     /// What is known of a flow is not older than what is read of it.
@@ -263,10 +345,14 @@ impl Follower<'_> {
 
     /// Has the whole table read for connections that can be carried now.
     pub(super) fn begin_reading(&mut self) -> io::Result<()> {
-        self.reading = Some(Reading::begin(true, self.scope(), &self.ready_requests)?);
+        self.reading = Some(self.read_table(true)?);
         self.has_left_out = false;
         self.read_at = Instant::now();
         Ok(())
+    }
+
+    fn read_table(&self, is_to_carry: bool) -> io::Result<Reading> {
+        Reading::begin(is_to_carry, self.scope(), &self.ready_requests, self.writer.table())
     }
 
     /// Compares some more of the table, and enters what is ready.
@@ -275,9 +361,12 @@ impl Follower<'_> {
         while let Some(reading) = &mut self.reading {
             match reading.next(end)? {
                 Next::Entries(entries) => self.compare(entries)?,
-                Next::Ready(readied, touched) => {
+                Next::Ready { readied, again, mut undone } => {
                     self.enter_readied(readied);
-                    self.retried.extend(touched);
+                    // What workers left to the kernel was carried.
+                    undone.retain(|entry| !self.is_refused(entry));
+                    self.undo(&undone);
+                    self.retried.extend(again);
                 }
                 Next::End(end) => self.end_reading(end),
                 Next::Nothing => break,
@@ -311,7 +400,7 @@ impl Follower<'_> {
         });
         entries.retain(|entry| !self.begin_probation(entry, false));
         entries.truncate(self.limit(entries.len(), reading.readying));
-        let result = reading.make_ready(entries);
+        let result = reading.make_ready(entries, self.may_lack_events());
         self.reading = Some(reading);
         result
     }
@@ -369,7 +458,7 @@ impl Follower<'_> {
             self.read_at = Instant::now();
         }
         if is_to_carry || self.without_events > 0 {
-            self.reading = Some(Reading::begin(is_to_carry, self.scope(), &self.ready_requests)?);
+            self.reading = Some(self.read_table(is_to_carry)?);
         }
         Ok(())
     }
@@ -377,9 +466,12 @@ impl Follower<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
     use super::*;
+    use crate::control::daemon::flows::unchanged;
+    use crate::control::netlink::test_netns;
+    use crate::netfilter::conntrack::FlowDesc;
 
     fn entry(number: u16) -> Entry {
         let tuple = |source: [u8; 4], destination: [u8; 4]| Tuple {
@@ -406,32 +498,33 @@ mod tests {
         }
     }
 
-    fn numbers(entries: &[Tuple]) -> Vec<u16> {
+    fn numbers(entries: Vec<Tuple>) -> Vec<u16> {
         entries.iter().map(|tuple| tuple.source_port).collect()
     }
 
     #[test]
     fn entries_with_an_event_meanwhile_are_tried_again_and_the_end_comes_last() {
         let (read, parts) = bounded(PARTS_MAX);
-        let (to_ready, unready) = bounded(READYING_MAX);
-        let (readied, ready) = bounded(READYING_MAX);
-        let mut reading = Reading::of(true, parts, to_ready, ready);
+        let (table, _writer) = FlowTable::new(1, 0);
+        let (mut reading, maker) = Reading::of(true, parts, &table);
         let soon = || Instant::now() + Duration::from_millis(1);
         let whole = End { is_whole: true, took: Duration::ZERO };
         for n in 0..READYING_MAX as u16 {
             read.send(Part::Entries(vec![entry(2 * n), entry(2 * n + 1)])).expect("room");
             let Ok(Next::Entries(entries)) = reading.next(soon()) else { panic!("{n}") };
-            reading.make_ready(entries).expect("room");
+            reading.make_ready(entries, false).expect("room");
         }
         read.send(Part::End(Ok(whole))).expect("room");
         // As many as there may be are being made ready: nothing else is taken.
         assert!(matches!(reading.next(soon()), Ok(Next::Nothing)));
-        reading.touch(&entry(3).original);
-        reading.touch(&entry(999).original);
+        reading.touch(&entry(3).original, false);
+        reading.touch(&entry(5).original, true);
+        reading.touch(&entry(5).original, false);
+        reading.touch(&entry(999).original, false);
         for n in 0..READYING_MAX as u16 {
-            let part = unready.recv().expect("a part");
-            let answers = part.into_iter().map(|it| (it, Ok(Some(it)))).collect();
-            readied.send(answers).expect("room");
+            let part = maker.unready.recv().expect("a part").entries.into_iter();
+            let answers = part.map(|was| Readied { was, now: Ok(Some(was)), has_events: true });
+            maker.readied.send(answers.collect()).expect("room");
             let next = loop {
                 match reading.next(soon()).expect("no error") {
                     // The end was read.
@@ -439,18 +532,102 @@ mod tests {
                     next => break next,
                 }
             };
-            let Next::Ready(ready, again) = next else { panic!("{n}") };
-            let ready: Vec<Tuple> = ready.iter().map(|(it, _)| it.original).collect();
-            let expected =
-                if n == 1 { (vec![2], vec![3]) } else { (vec![2 * n, 2 * n + 1], vec![]) };
-            assert_eq!((numbers(&ready), numbers(&again)), expected);
+            let Next::Ready { readied, again, undone } = next else { panic!("{n}") };
+            let readied = readied.iter().map(|it| it.was.original);
+            let undone = undone.iter().map(|it| it.original);
+            let [readied, undone] = [readied.collect(), undone.collect()].map(numbers);
+            // What was carried stays liberal.
+            let expected = match n {
+                1 => (vec![2], vec![3], vec![3]),
+                2 => (vec![4], vec![5], vec![]),
+                n => (vec![2 * n, 2 * n + 1], vec![], vec![]),
+            };
+            assert_eq!((readied, numbers(again), undone), expected);
         }
         let end =
             (0..2).map(|_| reading.next(soon())).find(|next| matches!(next, Ok(Next::End(_))));
         assert!(end.is_some(), "everything was read and is ready");
         assert!(reading.touched.is_empty());
-        drop(readied);
-        assert!(reading.make_ready(vec![entry(1)]).is_ok());
+        assert!(reading.make_ready(vec![entry(1)], false).is_ok());
+        drop(maker);
         assert!(reading.next(soon()).is_err(), "the thread has ended");
+    }
+
+    /// A TCP connection of `lo`, and its entry.
+    fn connection(socket: &mut NlSock) -> ([TcpStream; 2], Entry) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
+        let client = TcpStream::connect(listener.local_addr().expect("bound")).expect("connects");
+        let (server, from) = listener.accept().expect("accepts");
+        let mut found = None;
+        let is_it =
+            |it: &Entry| it.original.protocol == 6 && it.original.source_port == from.port();
+        let _ = conntrack::dump(socket, |it| found = found.or(is_it(&it).then_some(it)));
+        ([client, server], found.expect("an entry"))
+    }
+
+    /// Whether the kernel compares no sequence numbers with windows.
+    fn is_liberal(socket: &mut NlSock, entry: &Entry) -> bool {
+        let read = conntrack::read(socket, &entry.original).expect("an answer").expect("an entry");
+        unless_liberal(&read).is_none()
+    }
+
+    fn in_netns(test: impl FnOnce(&mut NlSock) + Send + 'static) {
+        test_netns::in_netns(move || {
+            test_netns::run("ip link set lo up");
+            test_netns::nft(
+                "table ip t { chain c { type filter hook output priority 0; ct state new accept; }; }",
+            );
+            test(&mut NlSock::open(NETLINK_NETFILTER).expect("opens"));
+        });
+    }
+
+    #[test]
+    #[ignore = "needs root: run by scripts/test"]
+    fn root_entries_that_a_reading_does_not_take_are_as_they_were() {
+        in_netns(|socket| {
+            let (_streams, untaken) = connection(socket);
+            let (_others, carried) = connection(socket);
+            let (_read, parts) = bounded(PARTS_MAX);
+            let (table, mut writer) = FlowTable::new(2, 0);
+            let (mut reading, maker) = Reading::of(true, parts, &table);
+            let requests = Mutex::new(NlSock::open(NETLINK_NETFILTER).expect("opens"));
+            let thread = thread::spawn(move || maker.run(&requests));
+            reading.make_ready(vec![untaken, carried], true).expect("room");
+            while reading.ready.is_empty() {
+                thread::yield_now();
+            }
+            for entry in [&untaken, &carried] {
+                assert!(unless_liberal(entry).is_some() && is_liberal(socket, entry), "{entry:?}");
+            }
+            // By an event.
+            let keys = [&carried.original, &carried.reply].map(flow_key);
+            let (status, mark, expires_ns, is_masqueraded) = (carried.status, 0, u64::MAX, false);
+            let desc = FlowDesc { keys, status, mark, expires_ns, is_masqueraded };
+            writer.insert(&desc).expect("room");
+            drop(reading);
+            thread.join().expect("no panic");
+            assert_eq!([untaken, carried].map(|it| is_liberal(socket, &it)), [false, true]);
+        });
+    }
+
+    #[test]
+    #[ignore = "needs root: run by scripts/test"]
+    fn root_an_entry_without_events_is_read_again() {
+        in_netns(|socket| {
+            test_netns::run("sysctl -w net.netfilter.nf_conntrack_events=0");
+            let (_streams, entry) = connection(socket);
+            let change = Change { timeout_s: Some(77), ..unchanged(entry.original) };
+            assert!(conntrack::update(socket, &[change])[0].is_ok());
+            let other = Entry { id: entry.id.map(|id| !id), ..entry };
+            for (was, may_lack_events) in [(entry, true), (entry, false), (other, true)] {
+                let readied = make_ready(socket, vec![was], may_lack_events);
+                let [Readied { now: Ok(now), has_events: false, .. }] = readied.as_slice() else {
+                    panic!("{readied:?}")
+                };
+                let left_s = now.map(|it| it.timeout_s.expect("a time-out"));
+                let is_read = may_lack_events && was == entry;
+                assert_eq!(left_s.map(|left_s| left_s <= 77), is_read.then_some(true));
+            }
+        });
     }
 }
