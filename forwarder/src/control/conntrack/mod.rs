@@ -22,7 +22,7 @@ mod parse;
 mod print;
 mod sysctl;
 #[cfg(test)]
-mod tests;
+pub(in crate::control) mod tests;
 mod uapi;
 mod update;
 

@@ -179,6 +179,7 @@ pub(super) fn flow_key(tuple: &Tuple) -> FlowKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::conntrack::tests::bare;
 
     const REPLIED: u32 = IPS_SEEN_REPLY | IPS_CONFIRMED;
 
@@ -189,21 +190,7 @@ mod tests {
     }
 
     fn entry(original: Tuple, reply: Tuple, status: u32) -> Entry {
-        Entry {
-            original,
-            reply,
-            status,
-            timeout_s: Some(30),
-            mark: 0,
-            zone: 0,
-            id: Some(1),
-            tcp: None,
-            has_helper: false,
-            is_seq_adjusted: false,
-            has_synproxy: false,
-            has_labels: false,
-            has_master: false,
-        }
+        Entry { status, timeout_s: Some(30), id: Some(1), ..bare(original, reply) }
     }
 
     fn is_carried(entry: &Entry, tracking: Tracking) -> bool {

@@ -13,18 +13,17 @@ use crate::netfilter::{COUNTERS_MAX, Hooks};
 pub(super) fn name_rules(hooks: &Hooks, row: &mut ConnectionRow, view: &FlowView) {
     let Some(nft) = hooks.nft() else { return };
     for (at, direction) in row.directions.iter_mut().enumerate() {
-        let rule = rule(nft, view, at, &direction.forwarding);
-        if let Some(not_offloaded) = &mut direction.forwarding.not_offloaded
+        let Forwarding { iif, oif, not_offloaded, .. } = &mut direction.forwarding;
+        if let Some(not_offloaded) = not_offloaded
             && not_offloaded.reason == Reason::RulesPerPacket
         {
-            not_offloaded.rule = rule;
+            not_offloaded.rule = rule(nft, view, at, [iif, oif]);
         }
     }
 }
 
 /// Why packets of a direction are decided about one by one. `None`: it is not known.
-fn rule(nft: &Nft, view: &FlowView, at: usize, way: &Forwarding) -> Option<String> {
-    way.not_offloaded.as_ref().filter(|it| it.reason == Reason::RulesPerPacket)?;
+fn rule(nft: &Nft, view: &FlowView, at: usize, [iif, oif]: [&Option<String>; 2]) -> Option<String> {
     let received = *view.desc.keys.get(at)?;
     let facts = FlowFacts {
         received,
@@ -32,8 +31,8 @@ fn rule(nft: &Nft, view: &FlowView, at: usize, way: &Forwarding) -> Option<Strin
         direction: if at == 0 { Direction::Original } else { Direction::Reply },
         status: view.desc.status,
         mark: view.desc.mark,
-        iif: way.iif.clone(),
-        oif: way.oif.clone(),
+        iif: iif.clone(),
+        oif: oif.clone(),
     };
     if view.undecided.get(at) == Some(&Some(Undecided::OtherRoutes)) {
         return nft.other_route(&facts).map(|rule| place(&rule));

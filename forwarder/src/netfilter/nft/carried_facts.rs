@@ -21,9 +21,6 @@ use crate::netfilter::{Hook, priority};
 /// Octets of headers in which anything is known: the fixed header of IPv6, a TCP header without options.
 const NETWORK_LEN: usize = 40;
 const TRANSPORT_LEN: usize = 20;
-/// Length of an IPv4 header without options, and of a UDP header or that of echo, octets.
-const IPV4_LEN: u64 = 20;
-const UDP_LEN: u64 = 8;
 const IPPROTO_TCP: u8 = 6;
 /// The octet of a TCP header with the flags, and those that packets of carried connections do not have: FIN and SYN.
 const TCP_FLAGS: usize = 13;
@@ -126,8 +123,6 @@ impl Bits {
 pub(super) struct Facts {
     family: Family,
     protocol: u8,
-    /// What the packets of a flow have in common, besides addresses.
-    kind: Option<TupleKind>,
     /// What differs between packets of a flow.
     pub(super) headers: Option<Headers>,
     network: Header<NETWORK_LEN>,
@@ -146,11 +141,11 @@ pub(super) struct Facts {
 impl<'a> Packets<'a> {
     /// All of a protocol that are carried: of echo requests and replies.
     pub(super) fn all(family: Family, protocol: u8) -> Vec<Packets<'a>> {
-        let number = if family == Family::Ip { 4 } else { 6 };
         let of = |echo| Packets { family, protocol, echo, of: None };
-        match TupleKind::of(protocol, number) {
+        match Headers::of_flow(family, protocol).map(|headers| headers.kind()) {
             None => Vec::new(),
             Some(TupleKind::Echo) => {
+                let number = if family == Family::Ip { 4 } else { 6 };
                 TupleKind::echo_types(number).map(|kind| of(Some(kind))).to_vec()
             }
             Some(TupleKind::Ports | TupleKind::Addresses) => vec![of(None)],
@@ -169,7 +164,6 @@ impl<'a> Packets<'a> {
         let mut facts = Facts {
             family: self.family,
             protocol: self.protocol,
-            kind: TupleKind::of(self.protocol, if self.family == Family::Ip { 4 } else { 6 }),
             headers: Headers::of_flow(self.family, self.protocol),
             network: Header::unknown(),
             transport: Header::unknown(),
@@ -208,7 +202,7 @@ impl<'a> Packets<'a> {
             }
             Some(_) => {
                 facts.state = Some(CT_STATE_ESTABLISHED);
-                let has_ports = facts.kind == Some(TupleKind::Ports);
+                let has_ports = facts.kind() == Some(TupleKind::Ports);
                 let status = STATUS_SET | if has_ports { IPS_ASSURED } else { 0 };
                 facts.status = (status, status);
             }
@@ -240,7 +234,7 @@ impl Facts {
                 IpAddr::V6(address) => self.network.set(at, &address.octets()),
             }
         }
-        match self.kind {
+        match self.kind() {
             Some(TupleKind::Ports) => {
                 let [source, destination] = ports.map(u16::to_be_bytes);
                 self.transport.set(0, &[source, destination].concat());
@@ -278,32 +272,28 @@ impl Facts {
         len: usize,
     ) -> ([u8; REGISTERS], [u8; REGISTERS]) {
         let end = u64::from(offset) + len as u64;
+        let [network, transport] = self.lengths();
         match base {
-            PayloadBase::Network if end <= self.network_len() => self.network.read(offset, len),
-            PayloadBase::Transport if end <= self.transport_len() => {
-                self.transport.read(offset, len)
-            }
+            PayloadBase::Network if end <= network => self.network.read(offset, len),
+            PayloadBase::Transport if end <= transport => self.transport.read(offset, len),
             _ => ([0; REGISTERS], [0; REGISTERS]),
         }
     }
 
-    /// Octets that the network header has for certain.
-    fn network_len(&self) -> u64 {
-        if self.family == Family::Ip { IPV4_LEN } else { NETWORK_LEN as u64 }
+    /// What the packets of a flow have in common, besides addresses.
+    fn kind(&self) -> Option<TupleKind> {
+        self.headers.map(|headers| headers.kind())
+    }
+
+    /// Octets that the network and the transport header have for certain.
+    fn lengths(&self) -> [u64; 2] {
+        self.headers.map_or([0; 2], |headers| headers.lengths().map(|len| len as u64))
     }
 
     /// Whether packets have so many octets of a transport header for certain.
     pub(super) fn has_transport(&self, len: u64) -> bool {
-        self.state.is_some() && len <= self.transport_len()
-    }
-
-    /// Octets that the transport header has for certain.
-    fn transport_len(&self) -> u64 {
-        match self.kind {
-            Some(TupleKind::Ports) if self.protocol == IPPROTO_TCP => TRANSPORT_LEN as u64,
-            Some(TupleKind::Ports | TupleKind::Echo) => UDP_LEN,
-            _ => 0,
-        }
+        let [_, transport] = self.lengths();
+        self.state.is_some() && len <= transport
     }
 
     fn meta(&self, key: MetaKey) -> Bits {
@@ -358,7 +348,7 @@ impl Facts {
         let (status, known) = self.status;
         let may_have_nat = (status | !known) & IPS_NAT_MASK != 0;
         of.nat |= translates && may_have_nat;
-        let has_ports = self.kind == Some(TupleKind::Ports);
+        let has_ports = self.kind() == Some(TupleKind::Ports);
         of.without_ports |= matches!(key, CtKey::Port(..)) && !has_ports;
     }
 
@@ -368,7 +358,7 @@ impl Facts {
         let ([of_packet, code, ..], known) = self.payload(PayloadBase::Transport, 0, 2);
         let is_known = known.starts_with(&[0xff, 0xff]);
         let same = kind.is_none_or(|kind| kind == of_packet && from <= code && code <= to);
-        (is_known && self.kind == Some(TupleKind::Echo)).then_some(same)
+        (is_known && self.kind() == Some(TupleKind::Echo)).then_some(same)
     }
 
     /// Whether the rule continues after a test; `None`: not known.

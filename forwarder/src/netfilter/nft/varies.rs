@@ -62,6 +62,16 @@ impl Headers {
         Some(Headers { family, protocol, kind, network, transport })
     }
 
+    /// What is the same for all of them, besides addresses.
+    pub(super) fn kind(&self) -> TupleKind {
+        self.kind
+    }
+
+    /// Octets of the network header, and those of the transport header that all of them have.
+    pub(super) fn lengths(&self) -> [usize; 2] {
+        [self.network, self.transport]
+    }
+
     /// Whether the flow is one of TCP.
     pub(super) fn are_tcp(&self) -> bool {
         self.protocol == IPPROTO_TCP

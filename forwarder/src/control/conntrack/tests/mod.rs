@@ -52,7 +52,7 @@ fn full() -> Entry {
 }
 
 /// An entry with what every message has.
-fn bare(original: Tuple, reply: Tuple) -> Entry {
+pub(in crate::control) fn bare(original: Tuple, reply: Tuple) -> Entry {
     Entry {
         original,
         reply,

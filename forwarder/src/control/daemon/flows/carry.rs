@@ -12,7 +12,7 @@ use crate::control::daemon::flow_entry::{
     IPPROTO_TCP, flow_key, is_carriable, is_local, is_masqueraded,
 };
 use crate::control::netlink::query::NlSock;
-use crate::netfilter::conntrack::{FlowDesc, TupleKind};
+use crate::netfilter::conntrack::{FlowDesc, FlowTable, TupleKind};
 use crate::worker::clock::monotonic_ns;
 
 /// Maximum number of flows of whose entries the kernel sends no events, and of connections while there are such flows:
@@ -51,6 +51,19 @@ pub(super) struct Readied {
     pub(super) now: io::Result<Option<Entry>>,
     /// Whether the kernel sends events of it.
     pub(super) has_events: bool,
+}
+
+/// Makes entries what they were before they were made ready, unless they are carried in `table`.
+pub(super) fn undo<'e>(
+    socket: &mut NlSock,
+    table: &FlowTable,
+    entries: impl IntoIterator<Item = &'e Entry>,
+) {
+    let is_carried = |entry: &&Entry| table.find(&flow_key(&entry.original)).is_some();
+    let undone = entries.into_iter().filter(|entry| !is_carried(entry));
+    let changes: Vec<Change> = undone.filter_map(unless_liberal).collect();
+    // One that is gone needs none.
+    let _ = conntrack::update(socket, &changes);
 }
 
 /// Makes entries ready. `may_lack_events`: those of which the kernel sends no events may be carried.
@@ -176,11 +189,7 @@ impl Follower<'_> {
 
     /// Makes entries what they were before they were made ready, unless they are carried.
     pub(super) fn undo(&mut self, entries: &[Entry]) {
-        let is_carried = |entry: &&Entry| self.writer.number(&flow_key(&entry.original)).is_some();
-        let undone = entries.iter().filter(|it| !is_carried(it));
-        let changes: Vec<Change> = undone.filter_map(unless_liberal).collect();
-        // One that is gone needs none.
-        let _ = conntrack::update(&mut self.requests, &changes);
+        undo(&mut self.requests, self.writer.table(), entries);
     }
 
     /// Whether a flow can be carried of whose entry the kernel sends no events.

@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::carry::{Readied, make_ready, unless_liberal};
+use super::carry::{Readied, make_ready, undo};
 use super::{Follower, is_of};
-use crate::control::conntrack::{self, Change, Entry, Received, Tuple};
+use crate::control::conntrack::{self, Entry, Received, Tuple};
 use crate::control::daemon::flow_entry::{Scope, flow_key, is_carriable};
 use crate::control::netlink::query::{DumpEnd, NlSock};
 use crate::netfilter::conntrack::FlowTable;
@@ -174,11 +174,7 @@ impl Maker {
         }
         for readied in self.untaken.try_iter() {
             let entries = readied.iter().filter(|it| it.now.is_ok()).map(|it| &it.was);
-            let is_carried = |entry: &&Entry| self.table.find(&flow_key(&entry.original)).is_some();
-            let undone: Vec<Change> =
-                entries.filter(|it| !is_carried(it)).filter_map(unless_liberal).collect();
-            // One that is gone needs none.
-            let _ = conntrack::update(&mut socket, &undone);
+            undo(&mut socket, &self.table, entries);
         }
     }
 }
@@ -468,7 +464,10 @@ impl Follower<'_> {
 mod tests {
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
+    use super::super::carry::unless_liberal;
     use super::*;
+    use crate::control::conntrack::Change;
+    use crate::control::conntrack::tests::bare;
     use crate::control::daemon::flows::unchanged;
     use crate::control::netlink::test_netns;
     use crate::netfilter::conntrack::FlowDesc;
@@ -481,21 +480,9 @@ mod tests {
             source_port: number,
             destination_port: number,
         };
-        Entry {
-            original: tuple([192, 0, 2, 1], [192, 0, 2, 2]),
-            reply: tuple([192, 0, 2, 2], [192, 0, 2, 1]),
-            status: 0,
-            timeout_s: Some(1),
-            mark: 0,
-            zone: 0,
-            id: Some(1),
-            tcp: None,
-            has_helper: false,
-            is_seq_adjusted: false,
-            has_synproxy: false,
-            has_labels: false,
-            has_master: false,
-        }
+        let (original, reply) =
+            (tuple([192, 0, 2, 1], [192, 0, 2, 2]), tuple([192, 0, 2, 2], [192, 0, 2, 1]));
+        Entry { status: 0, timeout_s: Some(1), id: Some(1), ..bare(original, reply) }
     }
 
     fn numbers(entries: Vec<Tuple>) -> Vec<u16> {
