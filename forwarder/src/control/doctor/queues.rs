@@ -141,10 +141,11 @@ mod tests {
     use super::*;
     use crate::control::api::WorkerPort;
     use crate::control::doctor::Level;
+    use crate::control::netdev::nic::QueuesSetBy;
 
     #[test]
     fn a_used_queue_that_is_not_served_is_reported_with_a_remedy() {
-        let nic = |rx| Queues { rx, tx: rx, rx_max: 4, tx_max: 4, apart: false };
+        let nic = |rx| Queues { rx, tx: rx, rx_max: 4, tx_max: 4, set_by: QueuesSetBy::Combined };
         let finding = rss("p", Some(&[0, 1, 2, 3]), nic(4), 2);
         assert_eq!(finding.level, Level::Warn);
         assert!(finding.message.contains("queue 2, 3"), "{}", finding.message);
@@ -153,7 +154,7 @@ mod tests {
         assert_eq!(rss("p", Some(&[0, 1, 0, 1]), nic(4), 2).level, Level::Ok);
         assert_eq!(rss("p", Some(&[0, 0]), nic(2), 2).level, Level::Warn);
         assert_eq!(rss("p", None, nic(2), 2).level, Level::Ok);
-        let veth = rss("p", None, Queues { apart: true, ..nic(4) }, 2);
+        let veth = rss("p", None, Queues { set_by: QueuesSetBy::Apart, ..nic(4) }, 2);
         assert_eq!(veth.level, Level::Warn);
         assert_eq!(veth.advice.as_deref(), Some("ethtool -L p rx 2 tx 2"));
     }

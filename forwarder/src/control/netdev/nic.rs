@@ -24,6 +24,8 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_STATS64: u16 = 23;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_DRV_PROG_ID: u16 = 5;
@@ -74,6 +76,10 @@ pub struct Nic {
     pub lower: Option<u32>,
     /// `veth`, `vlan`, `bridge`, …; `None`: a NIC.
     pub kind: Option<String>,
+    /// IFLA_NUM_RX_QUEUES: the RX queues that its device has been allocated, of which a NIC may use fewer.
+    pub rx_queues: u32,
+    /// IFLA_NUM_TX_QUEUES.
+    pub tx_queues: u32,
     /// Its hardware address; `None`: not six octets long.
     pub mac: Option<[u8; 6]>,
     /// TX counters.
@@ -147,6 +153,8 @@ fn parse_link(message: &Message<'_>) -> Option<Nic> {
             IFLA_LINK => nic.lower = attr.u32(),
             IFLA_LINK_NETNSID => elsewhere = true,
             IFLA_MASTER => nic.master = attr.u32(),
+            IFLA_NUM_RX_QUEUES => nic.rx_queues = attr.u32()?,
+            IFLA_NUM_TX_QUEUES => nic.tx_queues = attr.u32()?,
             IFLA_LINKINFO => {
                 nic.kind = find(attr.nested(), IFLA_INFO_KIND).map(|kind| kind.string());
             }
@@ -204,23 +212,71 @@ pub struct Queues {
     pub rx_max: u32,
     /// Maximum TX queues.
     pub tx_max: u32,
-    /// RX and TX are set separately, as on a veth: there are no combined channels.
-    pub apart: bool,
+    /// How the numbers are set.
+    pub set_by: QueuesSetBy,
+}
+
+/// How the numbers of an interface's queues are set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueuesSetBy {
+    /// By combined channels, or not at all.
+    Combined,
+    /// RX and TX separately, as on a veth: there are no combined channels.
+    Apart,
+    /// By the interfaces below it, as for a bond: its packets are on the queues on which its members received them.
+    Below,
 }
 
 impl Queues {
     /// The command that sets this number of queues on interface `name`.
     pub fn command(&self, name: &str, queues: u32) -> String {
-        match self.apart {
-            true => format!("ethtool -L {name} rx {queues} tx {}", queues.min(self.tx_max)),
-            false => format!("ethtool -L {name} combined {queues}"),
+        match self.set_by {
+            QueuesSetBy::Combined => format!("ethtool -L {name} combined {queues}"),
+            QueuesSetBy::Apart => {
+                format!("ethtool -L {name} rx {queues} tx {}", queues.min(self.tx_max))
+            }
+            QueuesSetBy::Below => {
+                format!("for each interface below {name}: ethtool -L INTERFACE combined {queues}")
+            }
         }
     }
 }
 
-/// The queues of an interface; one of each if the driver has no channels.
+/// The queues of an interface. A virtual interface without channels has those of the interfaces below it, because its packets
+/// keep the queue on which they were received (`netif_get_rxqueue`); a NIC without channels has one of each.
 pub fn queues(ifindex: u32) -> io::Result<Queues> {
-    Ok(of_channels(&ethtool::channels(ifindex)?.unwrap_or_default()))
+    match ethtool::channels(ifindex)? {
+        Some(channels) => Ok(of_channels(&channels)),
+        None => of_virtual(ifindex, &read()?, DEPTH_MAX, ethtool::channels),
+    }
+}
+
+/// Interfaces on each other that are followed: more than the kernel permits (`MAX_NEST_DEV`).
+const DEPTH_MAX: u32 = 8;
+
+fn of_virtual(
+    ifindex: u32,
+    nics: &[Nic],
+    depth: u32,
+    channels: fn(u32) -> io::Result<Option<Channels>>,
+) -> io::Result<Queues> {
+    let nic = nics.iter().find(|nic| nic.ifindex == ifindex && nic.kind.is_some());
+    let Some(nic) = nic.filter(|nic| nic.rx_queues > 1 && depth > 0) else {
+        return Ok(of_channels(&Channels::default()));
+    };
+    let is_below = |other: &&Nic| other.master == Some(ifindex) || nic.lower == Some(other.ifindex);
+    let rx_below = nics.iter().filter(is_below).map(|other| {
+        let queues = match channels(other.ifindex)? {
+            Some(channels) => Ok(of_channels(&channels)),
+            None => of_virtual(other.ifindex, nics, depth - 1, channels),
+        };
+        queues.map(|queues| queues.rx)
+    });
+    let rx_below = rx_below.collect::<io::Result<Vec<u32>>>()?.into_iter().max();
+    // Those below may be in another namespace.
+    let rx = nic.rx_queues.min(rx_below.unwrap_or(nic.rx_queues));
+    let tx = nic.tx_queues.clamp(1, rx);
+    Ok(Queues { rx, tx, rx_max: rx, tx_max: tx, set_by: QueuesSetBy::Below })
 }
 
 fn of_channels(channels: &Channels) -> Queues {
@@ -231,7 +287,10 @@ fn of_channels(channels: &Channels) -> Queues {
         tx,
         rx_max: max.rx.max(max.combined).max(rx),
         tx_max: max.tx.max(max.combined).max(tx),
-        apart: max.combined == 0 && max.rx > 0,
+        set_by: match max.combined == 0 && max.rx > 0 {
+            true => QueuesSetBy::Apart,
+            false => QueuesSetBy::Combined,
+        },
     }
 }
 
@@ -357,7 +416,7 @@ mod tests {
             |rx, tx, combined| ChannelCounts { rx, tx, combined, ..ChannelCounts::default() };
         let of = |now, max| of_channels(&Channels { now, max });
         let nic = of(counts(0, 0, 2), counts(0, 0, 8));
-        assert_eq!((nic.rx, nic.tx, nic.rx_max, nic.apart), (2, 2, 8, false));
+        assert_eq!((nic.rx, nic.tx, nic.rx_max, nic.set_by), (2, 2, 8, QueuesSetBy::Combined));
         assert_eq!(nic.command("eth0", 4), "ethtool -L eth0 combined 4");
         let veth = of(counts(4, 1, 0), counts(8, 2, 0));
         assert_eq!((veth.rx, veth.tx, veth.rx_max, veth.tx_max), (4, 1, 8, 2));
@@ -367,7 +426,44 @@ mod tests {
         let both = of(counts(0, 0, 4), counts(4, 4, 4));
         assert_eq!(both.command("eth0", 2), "ethtool -L eth0 combined 2");
         let none = of(ChannelCounts::default(), ChannelCounts::default());
-        assert_eq!((none.rx, none.tx, none.rx_max, none.apart), (1, 1, 1, false));
+        assert_eq!((none.rx, none.tx, none.rx_max, none.set_by), (1, 1, 1, QueuesSetBy::Combined));
+    }
+
+    #[test]
+    fn a_bond_has_the_queues_of_its_members() {
+        let nic = |ifindex, kind: Option<&str>, master, lower, queues| Nic {
+            ifindex,
+            kind: kind.map(str::to_owned),
+            master,
+            lower,
+            rx_queues: queues,
+            tx_queues: queues,
+            ..Nic::default()
+        };
+        // Each NIC has as many queues as its ifindex, and has been allocated more.
+        let channels = |ifindex| {
+            let now = ChannelCounts { combined: ifindex, ..ChannelCounts::default() };
+            Ok((ifindex < 10).then_some(Channels { now, max: now }))
+        };
+        let nics = [
+            nic(2, None, Some(10), None, 64),
+            nic(4, None, Some(10), None, 64),
+            nic(10, Some("bond"), None, None, 16),
+            nic(11, Some("macvlan"), None, Some(10), 3),
+            nic(12, Some("macvlan"), None, Some(10), 1),
+            nic(13, Some("macvlan"), None, None, 5),
+            nic(14, None, None, None, 64),
+            // They are below each other, which the kernel refuses.
+            nic(15, Some("bond"), Some(16), None, 16),
+            nic(16, Some("bond"), Some(15), None, 16),
+        ];
+        let rx = |ifindex| of_virtual(ifindex, &nics, DEPTH_MAX, channels).expect("answers").rx;
+        assert_eq!([10, 11, 12, 13, 14, 15, 99].map(rx), [4, 3, 1, 5, 1, 1, 1]);
+        let bond = of_virtual(10, &nics, DEPTH_MAX, channels).expect("answers");
+        assert_eq!((bond.tx, bond.rx_max, bond.set_by), (4, 4, QueuesSetBy::Below));
+        assert!(bond.command("bond0", 2).contains("below bond0: ethtool -L INTERFACE combined 2"));
+        let without_members = of_virtual(10, &nics[2..], DEPTH_MAX, channels).expect("answers");
+        assert_eq!(without_members.rx, 16);
     }
 
     #[test]

@@ -192,9 +192,11 @@ fn list(queues: &BTreeSet<u32>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::netdev::nic::QueuesSetBy;
 
-    const NIC: Queues = Queues { rx: 4, tx: 4, rx_max: 8, tx_max: 8, apart: false };
-    const VETH: Queues = Queues { apart: true, ..NIC };
+    const NIC: Queues =
+        Queues { rx: 4, tx: 4, rx_max: 8, tx_max: 8, set_by: QueuesSetBy::Combined };
+    const VETH: Queues = Queues { set_by: QueuesSetBy::Apart, ..NIC };
 
     #[test]
     fn only_the_first_queues_are_served_if_the_others_get_no_packets() {
