@@ -154,6 +154,16 @@ pub struct FlowPlace {
     pub buckets: [u32; 2],
 }
 
+impl FlowPlace {
+    /// The slot in which the mark is if that was free. A program that looks there first need not wait for the bucket before it
+    /// reads what belongs to the slot.
+    #[inline(always)]
+    #[must_use]
+    pub const fn home(&self) -> usize {
+        (self.mark >> (u32::BITS - FLOW_SLOTS.ilog2())) as usize
+    }
+}
+
 impl FlowHash {
     /// The place of a key with these words.
     #[inline(always)]

@@ -314,9 +314,19 @@ impl Found {
         let hash = FR_OFF_MARKS.get_ptr(0)?;
         // SAFETY: the first entry is a `FlowHash`, which nobody writes after the program was loaded.
         let place = unsafe { &*hash.cast::<FlowHash>() }.place_of(flow.hash);
-        let (mut bucket, mut slot) = (place.buckets[0], in_bucket(place.buckets[0], place.mark)?);
+        let [first, second] = place.buckets;
+        let home = place.home();
+        // While the bucket is read, the CPU goes on with the entry of the slot in which the mark mostly is: both are in no cache
+        // if there are many. The marks of a whole bucket are compared without a branch, for which it would have to wait.
+        let (mut bucket, mut slot) = (first, in_slot(first, home, place.mark)?);
         if slot.1 & FOUND == 0 {
-            (bucket, slot) = (place.buckets[1], in_bucket(place.buckets[1], place.mark)?);
+            (bucket, slot) = (second, in_slot(second, home, place.mark)?);
+        }
+        if slot.1 & FOUND == 0 {
+            (bucket, slot) = (first, in_bucket(first, place.mark)?);
+        }
+        if slot.1 & FOUND == 0 {
+            (bucket, slot) = (second, in_bucket(second, place.mark)?);
             if slot.1 & FOUND == 0 {
                 return None;
             }
@@ -406,6 +416,15 @@ impl Found {
 
 /// Bit of a slot's number that says that there is one.
 const FOUND: u64 = FLOW_SLOTS as u64;
+
+/// The bucket with this number, and a slot in it, with the bit [`FOUND`] if it has the mark.
+#[inline(always)]
+fn in_slot(bucket: u32, at: usize, mark: u32) -> Option<(*const FlowBucket, u64)> {
+    let bucket = FR_OFF_MARKS.get_ptr(bucket)?;
+    // SAFETY: inside the map's value; userspace writes whole words at any time.
+    let slot = unsafe { (&raw const (*bucket).slots).cast::<u32>().add(at).read_volatile() };
+    Some((bucket, if slot == mark { FOUND | at as u64 } else { 0 }))
+}
 
 /// The bucket with this number, and the slot in it that has the mark, with the bit [`FOUND`]. If two have it, the
 /// result may be another slot.

@@ -354,8 +354,13 @@ impl OffloadTable {
         if slots.any(|at| is_mark(&at)) {
             return None;
         }
-        // Of the bucket with more room, so that both fill evenly.
         let is_free = |at: &usize| !self.is_occupied(at - FLOW_SLOTS);
+        // Where the program looks first.
+        let homes = mark_words.map(|from| from + place.home());
+        if let Some(at) = homes.into_iter().find(is_free) {
+            return Some(at);
+        }
+        // Of the bucket with more room, so that both fill evenly.
         let room = |from: usize| (from..from + FLOW_SLOTS).filter(is_free).count();
         let [first, second] = mark_words;
         let from = if room(second) > room(first) { second } else { first };
