@@ -192,7 +192,7 @@ fn ruleset() -> Ruleset {
             vec![payload(12, 4), cmp(ipv4(9)), counter.clone(), Expr::Verdict(RuleVerdict::Drop)],
         ),
         rule(3, vec![payload(12, 4), lookup, counter, Expr::Verdict(RuleVerdict::Accept)]),
-        rule(4, vec![Expr::Other("limit".to_owned())]),
+        rule(4, vec![Expr::Other("limit".into())]),
     ];
     let set = Set {
         name: "sources".to_owned(),

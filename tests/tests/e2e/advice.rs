@@ -289,7 +289,8 @@ fn rules_that_no_carried_packet_reaches_are_no_warnings() -> Result<()> {
     ensure!(said.matches(": limit").count() == 2, "{said}");
     ensure!(!found.contains("stay with the kernel"), "{found}");
     let shown = running.ask(&["rules", "show"])?;
-    let log = shown.lines().find(|line| line.contains("[ log ]")).with_context(|| shown.clone())?;
+    let log = r#"log prefix "dropped: ""#;
+    let log = shown.lines().find(|line| line.contains(log)).with_context(|| shown.clone())?;
     ensure!(log.ends_with(", left to the kernel: log (reached by no carried packet)"), "{shown}");
     Ok(())
 }

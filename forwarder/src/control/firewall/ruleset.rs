@@ -74,7 +74,7 @@ pub fn sets_entries(ruleset: &Ruleset) -> bool {
         || rules.any(|rule| {
             let sets = ["xt target CT", "ct event set"];
             let is_set =
-                |expr: &Expr| matches!(expr, Expr::Other(text) if sets.contains(&text.as_str()));
+                |expr: &Expr| matches!(expr, Expr::Other(it) if sets.contains(&it.name.as_str()));
             rule.exprs.iter().any(is_set)
         })
 }

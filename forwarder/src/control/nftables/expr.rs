@@ -3,9 +3,10 @@
 
 use super::attrs::{NftValues as _, Table};
 use super::uapi::*;
-use super::xt;
+use super::{form, xt};
 use crate::control::netlink::message::Attrs;
 use crate::netfilter::conntrack::Direction;
+use crate::netfilter::nft::other::Other;
 use crate::netfilter::nft::ruleset::{
     BitwiseOp, Checksum, CmpOp, CtKey, Data, Expr, ExthdrOp, Family, FibDev, FibKey, FibQuery,
     MetaKey, PayloadBase, SetPayload, TupleEnd,
@@ -22,7 +23,7 @@ pub fn exprs(family: Family, mut list: Attrs<'_>) -> Vec<Expr> {
         if attr.kind == NFTA_LIST_ELEM {
             match xt::exprs(family, attr.nested()) {
                 Some(same) => exprs.extend(same),
-                None => exprs.extend(expr(attr.nested())),
+                None => exprs.extend(expr(family, attr.nested())),
             }
             if dynset_counts_connections(attr.nested()) {
                 exprs.push(Expr::Other("connlimit".into()));
@@ -74,7 +75,7 @@ pub(super) fn have_connlimit(mut list: Attrs<'_>) -> bool {
 }
 
 /// `None`: one without effect.
-fn expr(attrs: Attrs<'_>) -> Option<Expr> {
+fn expr(family: Family, attrs: Attrs<'_>) -> Option<Expr> {
     let named = Table::<3>::strict(attrs).and_then(|table| {
         // `nf_tables_fill_expr_info`: some have no data.
         let data = table.nested(NFTA_EXPR_DATA).unwrap_or(Attrs(&[]));
@@ -100,8 +101,9 @@ fn expr(attrs: Attrs<'_>) -> Option<Expr> {
         "notrack" => data.0.is_empty().then_some(Expr::Notrack),
         _ => None,
     };
-    match decoded.unwrap_or_else(|| Expr::Other(text(&name, data))) {
-        Expr::Other(text) if text == "xt match comment" => None,
+    let other = || Other { name: text(&name, data.clone()), form: form::of(family, &name, data) };
+    match decoded.unwrap_or_else(|| Expr::Other(other())) {
+        Expr::Other(other) if other.name == "xt match comment" => None,
         Expr::Byteorder { len: 0, .. } => None,
         expr => Some(expr),
     }

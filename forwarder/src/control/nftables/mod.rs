@@ -2,7 +2,8 @@
 //! the program `nft`. The rules of `iptables-nft` are in it too.
 //!
 //! - [`read`]: the whole ruleset, consistent;
-//! - `parse`: tables, chains, rules, objects; `expr`: the expressions of rules; `set`: sets and their
+//! - `parse`: tables, chains, rules, objects; `expr`: the expressions of rules; `form`: the text of
+//!   those that are not evaluated; `set`: sets and their
 //!   elements; `attrs`: registers, data and verdicts in attributes; `uapi`: constants;
 //! - [`print`]: the ruleset as text, as `nft list ruleset` prints it; `netlink_text`: single expressions as
 //!   `nft --debug=netlink` prints them; [`mismatch`]: why a rule does not match;
@@ -13,6 +14,7 @@
 
 mod attrs;
 mod expr;
+mod form;
 pub mod mismatch;
 mod netlink_text;
 mod parse;

@@ -116,7 +116,7 @@ pub fn expr(expr: &Expr) -> String {
         Expr::Counter { packets, octets } => format!("counter pkts {packets} bytes {octets}"),
         Expr::Objref { kind, name } => format!("objref type {kind} name {name}"),
         Expr::Notrack => "notrack".into(),
-        Expr::Other(text) => text.clone(),
+        Expr::Other(other) => other.name.clone(),
     };
     format!("[ {text} ]")
 }

@@ -140,7 +140,7 @@ fn exprs(table: &Table) -> impl Iterator<Item = &Expr> {
 /// Whether a rule of the table lets the kernel's packet path change the set, without a notification.
 fn is_changed_by_packets(table: &Table, set: &Set) -> bool {
     exprs(table).any(|expr| match expr {
-        Expr::Other(text) => match text.strip_prefix("dynset") {
+        Expr::Other(other) => match other.name.strip_prefix("dynset") {
             Some("") => set.flags & SET_CONSTANT == 0,
             Some(name) => name.trim_start() == set.name,
             None => false,
@@ -397,7 +397,7 @@ impl<'a> TableCompiler<'a> {
             Expr::SetPayload(set) if let Some(what) = never_written(set, self.table.family) => {
                 self.kernel(what)
             }
-            Expr::Other(text) => self.kernel(text.as_str()),
+            Expr::Other(other) => self.kernel(other.name.as_str()),
             _ => match plain(expr) {
                 Some(op) => op,
                 None => self.kernel("operands that the kernel does not accept"),

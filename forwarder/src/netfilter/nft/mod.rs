@@ -27,6 +27,7 @@ mod intervals;
 mod key_table;
 mod learn;
 mod op;
+pub mod other;
 mod packet;
 mod program;
 mod reach;

@@ -293,7 +293,7 @@ fn ct_name(key: CtKey) -> &'static str {
 /// The text of an expression that uses connection tracking.
 pub(super) fn tracks(expr: &Expr) -> Option<&str> {
     let text = match expr {
-        Expr::Other(text) => text.as_str(),
+        Expr::Other(other) => other.name.as_str(),
         Expr::Ct { key, .. } => return Some(ct_name(*key)),
         Expr::SetCtMark { .. } => "ct mark set",
         Expr::Connmark(_) => "xt target CONNMARK",

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use super::other::Other;
 use super::xfrm::XfrmQuery;
 use super::xt::{Connmark, Mangle, Xt};
 use crate::netfilter::conntrack::Direction;
@@ -564,9 +565,8 @@ pub enum Expr {
     },
     /// `notrack`: without effect where connections are not tracked, else left to the kernel.
     Notrack,
-    /// One that this version does not decode or evaluate, as nft or iptables name it: `ct helper`, `limit`,
-    /// `xt match hashlimit`. Packets that reach it are left to the kernel.
-    Other(String),
+    /// One that is not evaluated.
+    Other(Other),
 }
 
 /// A set or map.

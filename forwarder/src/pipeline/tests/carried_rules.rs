@@ -108,7 +108,7 @@ fn usual_chains(is_per_packet: bool) -> Vec<Chain> {
     let rpfilter = [fib(false), vec![COUNTER, drop()]].concat();
     let only4 = vec![Expr::Meta { dreg: REG, key: MetaKey::NfProto }, cmp(CmpOp::Eq, &[2])];
     let to_local = [only4, fib(true), vec![COUNTER]].concat();
-    let clamped = [tcp_flags(0x06, 0x02), vec![Expr::Other("maxseg".to_owned())]].concat();
+    let clamped = [tcp_flags(0x06, 0x02), vec![Expr::Other("maxseg".into())]].concat();
     vec![
         chain("raw", "filter", Hook::PreRouting, -300, raw),
         chain("pre", "filter", Hook::PreRouting, -150, vec![rpfilter, to_local, marked]),

@@ -125,7 +125,7 @@ fn rules_drop_errors_with_or_without_protection() {
 #[test]
 fn where_the_kernel_filters_the_protected_error_it_sends_it() {
     // A counter is passed, and only then what the kernel must decide.
-    let left = || Expr::Other("quota".to_owned());
+    let left = || Expr::Other("quota".into());
     let rule = [of_protocol(Protocol::ESP), vec![counter(), left()]].concat();
     let rules = vec![(Hook::LocalOut, vec![rule])];
     let mut filtering = Filtering::of(gateway(Family::Ipv4), ruleset(rules, false));

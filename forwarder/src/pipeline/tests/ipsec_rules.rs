@@ -472,7 +472,7 @@ fn rules_may_change_the_outer_packet() {
 
 #[test]
 fn what_only_the_kernel_can_decide_it_gets_as_received() {
-    let left = |text: &str| vec![counter(), Expr::Other(text.to_owned())];
+    let left = |text: &str| vec![counter(), Expr::Other(text.into())];
     for hook in [Hook::PreRouting, Hook::LocalIn] {
         let rule = and([of_protocol(Protocol::ESP), set_ttl(9), left("quota")]);
         let mut filtering = Filtering::new(Family::Ipv4, ruleset(vec![(hook, vec![rule])], false));
@@ -537,7 +537,7 @@ fn a_marked_packet_whose_source_is_filtered_is_the_kernels() {
 
 #[test]
 fn an_invalid_packet_is_not_given_to_the_kernel_after_it_was_protected() {
-    let left = and([of_protocol(Protocol::ESP), vec![Expr::Other("quota".to_owned())]]);
+    let left = and([of_protocol(Protocol::ESP), vec![Expr::Other("quota".into())]]);
     let tracked = and([established(), vec![counter()]]);
     let chains = vec![(Hook::Forward, vec![tracked]), (Hook::PostRouting, vec![left])];
     let mut filtering = Filtering::tracking(Family::Ipv4, ruleset(chains, false));
@@ -565,7 +565,7 @@ fn an_invalid_packet_is_not_given_to_the_kernel_after_it_was_protected() {
 
 #[test]
 fn when_the_kernel_sends_on_an_sa_workers_stop() {
-    let rule = and([of_protocol(Protocol::ESP), vec![Expr::Other("quota".to_owned())]]);
+    let rule = and([of_protocol(Protocol::ESP), vec![Expr::Other("quota".into())]]);
     let mut filtering =
         Filtering::new(Family::Ipv4, ruleset(vec![(Hook::PostRouting, vec![rule])], false));
     assert_eq!(filtering.gateway.lab.one(v4().frame()), []);

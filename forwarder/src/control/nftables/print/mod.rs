@@ -3,7 +3,8 @@
 //! `nft --debug=netlink` prints them.
 //!
 //! - [`Printer`]: rules and sets of a table; `chain`: properties of base chains;
-//! - `statement`: the statements of a rule; `operand`: what registers hold; `elements`: elements of sets;
+//! - `statement`: the statements of a rule; `other`: those that are not evaluated; `operand`: what registers hold;
+//!   `elements`: elements of sets;
 //! - `fields`, `value`, `names`: header fields, types of values, names of values.
 //!
 //! Left out: time-outs of elements, declarations of objects other than counters, and names of users and
@@ -14,6 +15,7 @@ mod elements;
 mod fields;
 mod names;
 mod operand;
+mod other;
 mod statement;
 #[cfg(test)]
 mod tests;

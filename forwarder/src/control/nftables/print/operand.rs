@@ -397,14 +397,17 @@ fn meta(operand: &Operand<'_>, key: MetaKey) -> Option<Left> {
         MetaKey::SkUid => ("meta skuid", Kind::HostNumber),
         MetaKey::SkGid => ("meta skgid", Kind::HostNumber),
         MetaKey::Other(number) => {
-            // Those that are numbers of 32 bits.
             let name = *META_NAMES.get(number as usize)?;
-            let text = match name {
-                "cpu" | "cgroup" => format!("meta {name}"),
-                "iifgroup" | "oifgroup" => name.to_owned(),
+            let (text, kind) = match name {
+                "cpu" | "cgroup" | "rtclassid" | "sdif" => {
+                    (format!("meta {name}"), Kind::HostNumber)
+                }
+                "iifgroup" | "oifgroup" => (name.to_owned(), Kind::HostNumber),
+                "priority" => (format!("meta {name}"), Kind::Priority),
+                "iifkind" | "oifkind" | "sdifname" => (format!("meta {name}"), Kind::IfName),
                 _ => return None,
             };
-            return plain(operand, text, Kind::HostNumber, Source::Other);
+            return plain(operand, text, kind, Source::Other);
         }
     };
     let source = match key {

@@ -8,17 +8,18 @@ use super::operand::{
 use super::value::{Kind, Order, flags, number};
 use super::{Counts, Printer, SetType, one_line, verdict};
 use crate::control::nftables::netlink_text;
+use crate::netfilter::nft::other::Other;
 use crate::netfilter::nft::ruleset::{
     BitwiseOp, CmpOp, Expr, Family, MetaKey, Reg, Rule, SET_ANONYMOUS, SET_MAP, Set, SetPayload,
 };
 
 /// Prints one rule.
 pub(super) struct RulePrinter<'p, 'a> {
-    of: &'p Printer<'a>,
+    pub(super) of: &'p Printer<'a>,
     exprs: &'a [Expr],
     counts: &'p Counts<'p>,
-    registers: Registers<'a>,
-    known: Known,
+    pub(super) registers: Registers<'a>,
+    pub(super) known: Known,
     /// `None`: one that a later statement implies.
     statements: Vec<Option<String>>,
     /// Positions of the statements that test for headers.
@@ -164,6 +165,7 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
             }
             Expr::Verdict(of) => self.show(at, verdict(of)),
             Expr::Notrack => self.show(at, "notrack".into()),
+            Expr::Other(Other { form: Some(form), .. }) if self.other(at, form) => {}
             Expr::Other(_) => {
                 // It may read and write any register.
                 self.show_pending(at);
@@ -188,7 +190,12 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
 
     /// Prints a statement, with the left sides that it contains; without one, the expression and those that made
     /// its operands in brackets.
-    fn show_or_fail(&mut self, at: usize, sregs: &[Reg], text: Option<(String, Vec<Left>)>) {
+    pub(super) fn show_or_fail(
+        &mut self,
+        at: usize,
+        sregs: &[Reg],
+        text: Option<(String, Vec<Left>)>,
+    ) {
         let operands = sregs.iter().filter_map(|reg| self.registers.get(*reg));
         let from: Vec<usize> = operands.flat_map(|operand| operand.from.iter().copied()).collect();
         for from in &from {
@@ -212,7 +219,7 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
     }
 
     /// Removes tests for the headers that a name implies.
-    fn hide_dependencies(&mut self, header: Header) {
+    pub(super) fn hide_dependencies(&mut self, header: Header) {
         let is_implied = |test: Header| match (header, test) {
             // `icmp type` is of IPv4.
             (Header::Transport(1), Header::Network(L3::Ip)) => true,
@@ -266,7 +273,9 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
     fn comparable(&self, operand: &Operand<'_>, data: &[u8]) -> Option<Left> {
         let left = self.known.left(operand)?;
         let is_name = left.kind == Kind::IfName && left.mask.is_none() && data.len() <= left.len;
-        (left.len == data.len() || is_name).then_some(left)
+        // nft compares a whole register.
+        let is_padded = left.kind == Kind::Presence && data.len() == padded(left.len);
+        (left.len == data.len() || is_name || is_padded).then_some(left)
     }
 
     /// Prints the comparison of several adjacent header fields at once.
@@ -397,8 +406,9 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
         invert: bool,
     ) {
         let found = self.of.sets.get(name).copied();
-        let (sregs, fields) =
-            found.and_then(|set| self.key(sreg, set)).unwrap_or((vec![sreg], vec![]));
+        let (sregs, fields) = found
+            .and_then(|set| self.fields(sreg, set.key_len.into()))
+            .unwrap_or((vec![sreg], vec![]));
         let texts: Vec<String> = fields.iter().map(Left::masked).collect();
         let key = texts.join(" . ");
         match (found, dreg) {
@@ -431,9 +441,8 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
         }
     }
 
-    /// The fields of a set's key, from a register on, with their registers.
-    fn key(&self, sreg: Reg, set: &Set) -> Option<(Vec<Reg>, Vec<Left>)> {
-        let len = usize::from(set.key_len);
+    /// The fields of a key of so many octets, from a register on, with their registers.
+    pub(super) fn fields(&self, sreg: Reg, len: usize) -> Option<(Vec<Reg>, Vec<Left>)> {
         let (mut at, mut regs, mut fields) = (usize::from(sreg.0), Vec::new(), Vec::new());
         let end = at + padded(len);
         while at < end {
@@ -450,7 +459,7 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
         (!is_alone || fields.iter().all(|left| left.len == len)).then_some((regs, fields))
     }
 
-    fn note_type(&self, set: &'a Set, fields: &[Left], data: Option<Kind>) {
+    pub(super) fn note_type(&self, set: &'a Set, fields: &[Left], data: Option<Kind>) {
         if set.flags & SET_ANONYMOUS == 0 {
             let mut types = self.of.types.borrow_mut();
             let of =
@@ -460,7 +469,7 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
     }
 
     /// The name of a set, or the elements of an anonymous one.
-    fn set(&self, set: &Set, fields: &[Left], data: Option<Kind>) -> String {
+    pub(super) fn set(&self, set: &Set, fields: &[Left], data: Option<Kind>) -> String {
         match (set.flags & SET_ANONYMOUS != 0, &set.unsupported) {
             (false, _) => format!("@{}", one_line(&set.name)),
             // Not all elements are known.
@@ -523,7 +532,8 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
             }
             _ => {
                 let left = self.known.left(operand)?;
-                (left.kind == Kind::Mark).then(|| left.masked())
+                let is_number = matches!(operand.what, What::Text(..));
+                (left.kind == Kind::Mark || is_number).then(|| left.masked())
             }
         }
     }
@@ -550,6 +560,8 @@ fn meta_len(key: MetaKey) -> usize {
         MetaKey::Protocol | MetaKey::IifType | MetaKey::OifType => 2,
         MetaKey::IifName | MetaKey::OifName => 16,
         MetaKey::NfProto | MetaKey::L4Proto | MetaKey::PktType | MetaKey::SecPath => 1,
+        // NFT_META_IIFKIND, _OIFKIND, _SDIFNAME.
+        MetaKey::Other(26 | 27 | 34) => 16,
         _ => 4,
     }
 }

@@ -20,6 +20,8 @@ pub(super) enum Kind {
     /// A number in host byte order.
     HostNumber,
     Mark,
+    /// A queueing class: major and minor number.
+    Priority,
     IfName,
     NfProto,
     PktType,
@@ -61,6 +63,7 @@ impl Kind {
             self,
             Kind::HostNumber
                 | Kind::Mark
+                | Kind::Priority
                 | Kind::ArpHrd
                 | Kind::CtState
                 | Kind::CtStatus
@@ -95,6 +98,7 @@ impl Kind {
             Kind::DccpType => "dccp_pkttype",
             Kind::MhType => "mh_type",
             Kind::AddrType => "fib_addrtype",
+            Kind::Priority => "classid",
             Kind::Number | Kind::Hex | Kind::HostNumber | Kind::Presence => return None,
         })
     }
@@ -159,6 +163,13 @@ impl Kind {
             }
             Kind::IfName => if_name(octets),
             Kind::Mark => number.map_or_else(|| hex(octets), |mark| format!("0x{mark:08x}")),
+            Kind::Priority => match number {
+                // TC_H_UNSPEC, TC_H_ROOT.
+                Some(0) => "none".into(),
+                Some(0xffff_ffff) => "root".into(),
+                Some(class) => format!("{:x}:{:x}", class >> 16, class & 0xffff),
+                None => hex(octets),
+            },
             Kind::Hex => number.map_or_else(|| hex(octets), |number| format!("0x{number:x}")),
             Kind::Port | Kind::Number | Kind::HostNumber => {
                 number.map_or_else(|| hex(octets), |number| number.to_string())

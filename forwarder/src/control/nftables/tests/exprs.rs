@@ -1,10 +1,11 @@
 //! Expressions that `nft` of Debian 12 does not make, and malformed ones.
 
-use super::{Listed, attrs, be, listed, one, value, verdict};
+use super::{Listed, attrs, be, listed, one, one_with_form, value, verdict};
 use crate::control::netlink::message::Attrs;
 use crate::control::nftables::expr::exprs;
 use crate::control::nftables::uapi::*;
 use crate::netfilter::conntrack::Direction;
+use crate::netfilter::nft::other::Part;
 use crate::netfilter::nft::ruleset::{
     BitwiseOp, Checksum, CmpOp, CtKey, Expr, ExthdrOp, Family, PayloadBase, Reg, RuleVerdict,
     SetPayload, TupleEnd,
@@ -267,4 +268,76 @@ fn a_list_that_is_malformed_ends_with_an_expression_that_is_not_evaluated() {
     assert_eq!(exprs(Family::Ip, Attrs(&wrong_kind)), [other("malformed expression")]);
     let nameless = attrs(&[(NFTA_LIST_ELEM, &[])]);
     assert_eq!(exprs(Family::Ip, Attrs(&nameless)), [other("malformed expression")]);
+}
+
+/// The text of a statement without registers.
+fn written(family: Family, name: &str, list: Listed<'_>) -> Option<String> {
+    let Expr::Other(other) = one_with_form(family, name, list) else { return None };
+    let parts = other.form?.parts.into_iter().map(|part| match part {
+        Part::Text(text) => Some(text),
+        _ => None,
+    });
+    parts.collect()
+}
+
+#[test]
+fn statements_of_modules_that_a_kernel_may_lack_are_written_as_nft_does() {
+    let queue = |list| written(Family::Ip, "queue", list);
+    let (one, four, none, both) =
+        (1u16.to_be_bytes(), 4u16.to_be_bytes(), 0u16.to_be_bytes(), 3u16.to_be_bytes());
+    assert_eq!(queue(&[(1, &four), (2, &one), (3, &none)]).as_deref(), Some("queue to 4"));
+    let fanned = queue(&[(1, &one), (2, &four), (3, &both)]);
+    assert_eq!(fanned.as_deref(), Some("queue flags bypass,fanout to 1-4"));
+    assert_eq!(queue(&[]), None);
+
+    let mss = 1460u16.to_be_bytes();
+    let synproxy =
+        |flags: u32| written(Family::Inet, "synproxy", &[(1, &mss), (2, &[7]), (3, &be(flags))]);
+    assert_eq!(synproxy(0).as_deref(), Some("synproxy"));
+    let all = "synproxy mss 1460 wscale 7 timestamp sack-perm";
+    assert_eq!(synproxy(15).as_deref(), Some(all));
+    assert_eq!(written(Family::Ip, "last", &[]).as_deref(), Some("last"));
+    let to = written(Family::Ip, "flow_offload", &[(NFTA_FLOW_TABLE_NAME, b"ft\0")]);
+    assert_eq!(to.as_deref(), Some("flow add @ft"));
+}
+
+#[test]
+fn rates_and_quotas_have_the_largest_unit_that_they_are_multiples_of() {
+    let quota = |octets: u64| written(Family::Ip, "quota", &[(1, &octets.to_be_bytes())]);
+    for (octets, expected) in [
+        (0, "quota 0 bytes"),
+        (1000, "quota 1000 bytes"),
+        (1024, "quota 1 kbytes"),
+        (3 << 20, "quota 3 mbytes"),
+        (5 << 30, "quota 5120 mbytes"),
+    ] {
+        assert_eq!(quota(octets).as_deref(), Some(expected));
+    }
+    let limit = |seconds: u64, burst: u32, kind: u32| {
+        let list: Listed<'_> = &[
+            (1, &2048u64.to_be_bytes()),
+            (2, &seconds.to_be_bytes()),
+            (3, &be(burst)),
+            (4, &be(kind)),
+            (5, &be(1)),
+        ];
+        written(Family::Ip, "limit", list)
+    };
+    assert_eq!(limit(60, 5, 0).as_deref(), Some("limit rate over 2048/minute"));
+    assert_eq!(limit(3600, 6, 0).as_deref(), Some("limit rate over 2048/hour burst 6 packets"));
+    let octets = limit(604_800, 1024, 1);
+    assert_eq!(octets.as_deref(), Some("limit rate over 2 kbytes/week burst 1 kbytes"));
+    // Units that nft does not have.
+    assert_eq!((limit(2, 5, 0), limit(1, 5, 9)), (None, None));
+    assert_eq!(written(Family::Ip, "limit", &[(1, &be(7))]), None, "too short");
+}
+
+#[test]
+fn a_statement_whose_registers_are_not_known_has_no_text_and_no_other_effect() {
+    // An address in a register that nothing was written to, and registers that do not exist.
+    for reg in [1u32, 7, 99] {
+        let list: Listed<'_> = &[(1, &be(1)), (2, &be(2)), (3, &be(reg)), (4, &be(reg))];
+        let Expr::Other(other) = one_with_form(Family::Inet, "nat", list) else { panic!("nat") };
+        assert_eq!((other.name.as_str(), other.form.is_some()), ("nat", reg == 1), "{reg}");
+    }
 }

@@ -391,10 +391,17 @@ fn user_data_of_another_program_is_no_comment() {
     }
 }
 
-/// Decodes a list of one expression.
+/// Decodes a list of one expression. One that is not evaluated has its name only.
 fn one(name: &str, list: Listed<'_>) -> Expr {
+    match one_with_form(Family::Ip, name, list) {
+        Expr::Other(other) => Expr::Other(other.name.into()),
+        expr => expr,
+    }
+}
+
+fn one_with_form(family: Family, name: &str, list: Listed<'_>) -> Expr {
     let octets = listed(name, &attrs(list));
-    let mut exprs = expr::exprs(Family::Ip, Attrs(&octets));
+    let mut exprs = expr::exprs(family, Attrs(&octets));
     assert_eq!(exprs.len(), 1, "{exprs:?}");
     exprs.remove(0)
 }

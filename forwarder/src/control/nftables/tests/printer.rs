@@ -101,7 +101,7 @@ fn of_expr(words: &[&str]) -> String {
 /// Whether it stands for an extension of iptables, or for a part of one.
 fn is_extension(of: &Expr) -> bool {
     match of {
-        Expr::Other(text) => text.starts_with("xt "),
+        Expr::Other(other) => other.name.starts_with("xt "),
         Expr::Xt(_) | Expr::Connmark(_) | Expr::Mangle(_) => true,
         Expr::Ct { dreg: reg, .. }
         | Expr::Meta { dreg: reg, .. }
@@ -117,7 +117,7 @@ fn is_extension(of: &Expr) -> bool {
 
 fn line(of: &Expr) -> String {
     match of {
-        Expr::Other(text) => format!("other: {text}"),
+        Expr::Other(other) => format!("other: {}", other.name),
         of => expr(of),
     }
 }

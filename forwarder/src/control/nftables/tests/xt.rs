@@ -149,7 +149,7 @@ fn targets_that_change_the_header_are_those_of_the_kernel() {
         decoded(family, "target", name, revision, &padded(info.to_vec()))
     };
     let mangle = |of| [Expr::Mangle(of)];
-    let other = |name: &str| [Expr::Other(format!("xt target {name}"))];
+    let other = |name: &str| [Expr::Other(format!("xt target {name}").into())];
     for family in [Family::Ip, Family::Ip6] {
         let dscp = mangle(Mangle::Dsfield { keep: 3, value: 0xb8 });
         assert_eq!(target(family, "DSCP", 0, &[46]), dscp);
@@ -227,11 +227,11 @@ fn cut_structures_are_not_decoded() {
         let text = format!("xt {kind} {name}");
         for len in 0..size + 9 {
             let exprs = decoded(Family::Ip, kind, name, revision, &vec![0; len]);
-            let is_other = exprs == [Expr::Other(text.clone())];
+            let is_other = exprs == [Expr::Other(text.clone().into())];
             assert_eq!(is_other, len != size, "{text} of {len} octets: {exprs:?}");
         }
         let unknown = decoded(Family::Ip, kind, name, revision + 7, &vec![0; size]);
-        assert_eq!(unknown, [Expr::Other(text)]);
+        assert_eq!(unknown, [Expr::Other(text.into())]);
     }
 }
 

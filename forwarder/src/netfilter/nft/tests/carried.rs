@@ -95,7 +95,7 @@ fn with(mut exprs: Vec<Expr>, more: Vec<Expr>) -> Rule {
 }
 
 fn limit() -> Expr {
-    Expr::Other("limit".to_owned())
+    Expr::Other("limit".into())
 }
 
 /// What packets of carried connections meet in the rules, in their order.
@@ -149,7 +149,7 @@ fn rules_for_other_packets_are_not_met() {
     let op = BitwiseOp::MaskXor { mask: vec![6], xor: vec![0] };
     syn.push(transport(13, 1));
     syn.push(Expr::Bitwise { sreg: R1, dreg: R1, len: 1, op });
-    syn.extend([cmp(R1, &[2]), Expr::Other("exthdr set".to_owned())]);
+    syn.extend([cmp(R1, &[2]), Expr::Other("exthdr set".into())]);
     let ruleset = forward(vec![rule(syn), new()]);
     assert_ne!(meets(&ruleset)[0], Meets::Kernel);
 }

@@ -310,7 +310,7 @@ fn operands_that_the_kernel_does_not_accept_are_left_to_it() {
         Expr::Byteorder { sreg: R1, dreg: R1, len: 4, size: 0 },
         Expr::Objref { kind: OBJECT_COUNTER, name: "unknown".to_owned() },
         Expr::Objref { kind: 4, name: "limit".to_owned() },
-        Expr::Other("limit".to_owned()),
+        Expr::Other("limit".into()),
         Expr::Verdict(RuleVerdict::Other(3)),
     ];
     for expr in odd {

@@ -162,7 +162,7 @@ fn registers_keep_their_values_between_rules() {
 #[test]
 fn reports_name_reachable_rules() {
     let numbered = |handle, exprs| Rule { handle, exprs, comment: None };
-    let other = |text: &str| Expr::Other(text.to_owned());
+    let other = |text: &str| Expr::Other(text.into());
     let chains = vec![
         regular("unused", vec![numbered(1, vec![other("ct state"), ACCEPT])]),
         regular(

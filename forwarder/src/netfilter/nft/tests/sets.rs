@@ -221,7 +221,7 @@ fn drops_source(element: Element) -> Ruleset {
 #[test]
 fn a_set_that_packets_change_is_the_kernels() {
     for (other, left) in [("dynset s", true), ("dynset", true), ("dynset others", false)] {
-        let add = rule(vec![Expr::Other(other.to_owned())]);
+        let add = rule(vec![Expr::Other(other.into())]);
         let mut ruleset = drops_source(element(&tcp4().net[12..16]));
         // In a chain that packets in userspace do not reach.
         ruleset.tables[0].chains.push(regular("x", vec![add]));
