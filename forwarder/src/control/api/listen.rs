@@ -149,7 +149,7 @@ fn bind(path: &Path) -> Result<UnixListener, ServerError> {
 }
 
 /// Locks a socket's lock file, or reports who holds the lock. The file contains the process ID of the
-/// holder.
+/// holder; it is empty if its file system had no room.
 fn lock(path: &Path) -> Result<(PathBuf, Flock<File>), ServerError> {
     let failed = |what| move |error| ServerError::Io { path: path.to_owned(), what, error };
     let mut name = path.as_os_str().to_owned();
@@ -184,12 +184,24 @@ fn lock(path: &Path) -> Result<(PathBuf, Flock<File>), ServerError> {
         let there = fs::symlink_metadata(&lock_path);
         if there.is_ok_and(|there| (there.dev(), there.ino()) == (meta.dev(), meta.ino())) {
             let pid = format!("{}\n", std::process::id());
-            let written = lock.set_len(0).and_then(|()| lock.write_all(pid.as_bytes()));
-            written.map_err(failed("write its lock file"))?;
+            lock.set_len(0).map_err(failed("write its lock file"))?;
+            match lock.write_all(pid.as_bytes()) {
+                Ok(()) => {}
+                // The lock holds without it, and a full /run is no reason not to forward.
+                Err(error) if is_full(&error) => {
+                    let _ = lock.set_len(0);
+                }
+                Err(error) => return Err(failed("write its lock file")(error)),
+            }
             return Ok((lock_path, lock));
         }
     }
     Err(failed("lock its lock file")(io::Error::from_raw_os_error(libc::EAGAIN)))
+}
+
+/// Whether there is no room for what is written.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Why a file cannot be a lock that only this user can hold.

@@ -209,14 +209,7 @@ impl Supervisor {
             firewall.set_followed(Followed::of(compiled));
         }
         let bypassed = firewall.bypassed(options.interfaces.named());
-        if !bypassed.is_empty() && !options.ignore_firewall {
-            bail!(
-                "Ferroute would bypass rules that the kernel applies to forwarded packets:\n  {}\n\
-                 remove them, or start with --ignore-firewall if they need not hold for the traffic \
-                 between the ports",
-                bypassed.join("\n  ")
-            );
-        }
+        start::refuse(&bypassed, &options, &signals)?;
         signals.check()?;
         let mirror = Mirror::start(MirrorOptions::default())?;
         signals.check()?;

@@ -3,8 +3,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use tracing::{info, warn};
 
 use super::Supervisor;
@@ -13,11 +15,18 @@ use crate::control::api::listen::listen;
 use crate::control::config::RunOptions;
 use crate::control::config::metrics::MetricsAddr;
 use crate::control::metrics::MetricsSocket;
-use crate::control::netdev::{irq, poll};
+use crate::control::netdev::{irq, nic, poll};
 use crate::control::process::sandbox::{self, Writable};
 use crate::control::process::signals::{Signals, StartGuard};
 use crate::control::process::{privilege, runtime_dir};
+use crate::control::steering::{XdpError, XdpMode};
 use crate::netfilter::NfHookOps;
+
+/// How long an XDP program may belong to a process that is ending: the kernel detaches it after the process's memory and
+/// sockets are freed.
+const ENDING_TIME: Duration = Duration::from_secs(1);
+/// How often it is looked for.
+const ENDING_POLL: Duration = Duration::from_millis(50);
 
 /// Starts the daemon.
 ///
@@ -65,6 +74,46 @@ fn enter_sandbox(options: &RunOptions) {
     }
     if let Err(error) = sandbox::filter_system_calls(may_mount) {
         info!("system calls are not filtered: {error:#}");
+    }
+}
+
+/// Refuses what is known before anything is loaded.
+///
+/// # Errors
+/// Rules that would be bypassed, or an XDP program on a named interface.
+pub(super) fn refuse(bypassed: &[String], options: &RunOptions, signals: &Signals) -> Result<()> {
+    if !bypassed.is_empty() && !options.ignore_firewall {
+        bail!(
+            "Ferroute would bypass rules that the kernel applies to forwarded packets:\n  {}\n\
+             remove them, or start with --ignore-firewall if they need not hold for the traffic \
+             between the ports",
+            bypassed.join("\n  ")
+        );
+    }
+    refuse_taken(options.interfaces.named(), signals)
+}
+
+/// Another program on an interface would prevent attaching ours as well, but only after the kernel's verifier has read it for
+/// half a second of CPU time, and a service manager starts what has failed again and again. The program of a process that
+/// is just ending is waited for.
+fn refuse_taken(ports: &[String], signals: &Signals) -> Result<()> {
+    let end = Instant::now() + ENDING_TIME;
+    loop {
+        let nics = nic::read().context("cannot read the interfaces")?;
+        let own = nics.iter().filter(|nic| ports.contains(&nic.name));
+        let programs = own.flat_map(|nic| nic.xdp_programs.iter().map(move |it| (&nic.name, *it)));
+        let mut taken = programs.filter_map(|(ifname, (mode, id))| match mode {
+            "native" => Some(XdpError::taken(ifname, id, XdpMode::Native)),
+            "generic" => Some(XdpError::taken(ifname, id, XdpMode::Generic)),
+            // In the card: attaching tells.
+            _ => None,
+        });
+        let Some(error) = taken.next() else { return Ok(()) };
+        if Instant::now() >= end {
+            return Err(error.into());
+        }
+        signals.check()?;
+        thread::sleep(ENDING_POLL);
     }
 }
 

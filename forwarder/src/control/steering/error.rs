@@ -4,7 +4,7 @@ use std::io;
 
 use libbpf_rs::{ErrorKind, MapCore};
 
-use super::XdpMode;
+use super::{XdpMode, program_name};
 use crate::control::process::{kernel, limits, privilege};
 
 /// Why the XDP program could not be loaded, attached or configured.
@@ -132,6 +132,15 @@ impl XdpError {
             return Self::no_descriptors(&source);
         }
         Self::Map { what, map: map.name().to_string_lossy().into_owned(), source }
+    }
+
+    /// An interface has the XDP program `id` already.
+    pub(in crate::control) fn taken(ifname: &str, id: u32, mode: XdpMode) -> Self {
+        let (ifname, name) = (ifname.to_owned(), program_name(id));
+        if name.as_deref() == Some(xdp_prog::PROGRAM_XDP) {
+            return Self::AlreadyRunning { ifname, id, mode };
+        }
+        Self::ForeignProgram { ifname, name, id, mode }
     }
 
     /// The same as `Display`, without the leading interface name.

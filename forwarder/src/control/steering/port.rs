@@ -392,12 +392,7 @@ impl Target<'_> {
         let Some((mode, id)) = programs.into_iter().find(|(_, id)| *id != 0) else {
             return Ok(());
         };
-        let ifname = self.ifname.to_owned();
-        let name = program_name(id);
-        if name.as_deref() == Some(xdp_prog::PROGRAM_XDP) {
-            return Err(XdpError::AlreadyRunning { ifname, id, mode });
-        }
-        Err(XdpError::ForeignProgram { ifname, name, id, mode })
+        Err(XdpError::taken(self.ifname, id, mode))
     }
 }
 
