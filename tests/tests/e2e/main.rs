@@ -37,6 +37,7 @@ mod names;
 mod nat;
 mod neighbours;
 mod netdev;
+mod new_hosts;
 mod offload;
 mod offload_soak;
 mod patterns;
