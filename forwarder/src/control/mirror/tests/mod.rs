@@ -6,6 +6,7 @@ mod commands;
 pub(super) mod leaves;
 mod locals;
 mod messages;
+mod multipath;
 mod oracle;
 mod ra;
 mod random;
