@@ -10,6 +10,7 @@ mod multipath;
 mod oracle;
 mod ra;
 mod random;
+mod replaced;
 mod root;
 mod rule_lookups;
 mod self_check;
