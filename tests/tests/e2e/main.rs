@@ -46,6 +46,7 @@ mod polling;
 mod portless;
 mod privilege;
 mod queues;
+mod ra_flood;
 mod refuse;
 mod reload;
 mod rules;

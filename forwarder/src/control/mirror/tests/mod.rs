@@ -9,6 +9,7 @@ mod messages;
 mod multipath;
 mod oracle;
 mod ra;
+mod ra_flood;
 mod random;
 mod replaced;
 mod root;
