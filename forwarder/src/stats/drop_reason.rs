@@ -128,7 +128,7 @@ reasons! {
         RxMultiBuffer = "RX_MULTI_BUFFER",
         /// A multi-buffer packet, and its outgoing port supports one frame per packet.
         TxMultiBuffer = "TX_MULTI_BUFFER",
-        /// To be passed to the kernel, but its queue was full, or the kernel did not take it.
+        /// To be passed to the kernel, but the queue of such packets was full, or the kernel did not take it.
         PuntFailed = "PUNT_FAILED",
         /// A fragment of an IPsec packet to this router that overlaps another one (RFC 5722).
         FragOverlap = "FRAG_OVERLAP",

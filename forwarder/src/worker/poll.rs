@@ -335,7 +335,7 @@ impl<I: PacketIo> Worker<I> {
             for _ in 0..BURSTS_PER_TURN {
                 let may_take = match permission {
                     Permission::Forward => true,
-                    Permission::HandBack(_) => self.slow_path.room() >= BURST,
+                    Permission::HandBack(reason) => self.slow_path.has_room(BURST, reason),
                     Permission::Wait => false,
                 };
                 if !may_take {

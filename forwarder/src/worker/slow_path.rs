@@ -15,10 +15,22 @@ use crate::pipeline::Offer;
 use crate::skb::{MAX_JUMBO, SkBuff};
 use crate::stats::PuntReason;
 
-/// Maximum number of frames queued for the kernel, per worker.
-const FRAMES: usize = 256;
+/// Buffers of one queue of frames: octets, and number. A frame takes the shortest free one that is long enough. Together
+/// 6.3 MiB, 12.6 MiB per worker. Most frames of a burst are short: a first packet for each of many hosts waits here as long
+/// as the kernel takes for those before it, 5,000 of them for as long as a thread may wait for a CPU (a second and more).
+const BUFFERS: [(usize, usize); 3] = [(256, 8192), (2048, 1024), (MAX_JUMBO, 256)];
+/// Maximum number of frames in one queue.
+pub(super) const FRAMES: usize = BUFFERS[0].1 + BUFFERS[1].1 + BUFFERS[2].1;
+/// Queues of frames per worker; see [`queue_of`].
+const QUEUES: usize = 2;
 /// Maximum number of neighbour requests queued, per worker.
 const REQUESTS: usize = 256;
+
+/// The queue of a reason. Packets to neighbours that are not resolved come in bursts of thousands, of a scan for example:
+/// in a queue of their own they neither take the buffers of others nor delay them.
+fn queue_of(reason: PuntReason) -> usize {
+    usize::from(reason == PuntReason::NeighUnresolved)
+}
 
 /// A punted frame.
 #[derive(Debug)]
@@ -30,7 +42,7 @@ pub struct PuntedFrame {
     /// The punt reason; counted per port and reason.
     pub reason: PuntReason,
     len: usize,
-    buffer: Box<[u8; MAX_JUMBO]>,
+    buffer: Box<[u8]>,
 }
 
 impl PuntedFrame {
@@ -89,11 +101,45 @@ impl AsFd for Wakeup {
     }
 }
 
+/// The worker's end of a queue of frames.
+#[derive(Debug)]
+struct FrameSender {
+    /// Free buffers by length, as [`BUFFERS`]: the one used last is used next, so that little memory is touched.
+    free: [Vec<Box<[u8]>>; BUFFERS.len()],
+    returned: Receiver<Box<[u8]>>,
+    frames: Sender<PuntedFrame>,
+}
+
+impl FrameSender {
+    /// Takes back the buffers of frames that the kernel has by now.
+    fn reclaim(&mut self) {
+        for buffer in self.returned.try_iter() {
+            let class = BUFFERS.iter().position(|(octets, _)| buffer.len() == *octets);
+            if let Some(free) = class.and_then(|class| self.free.get_mut(class)) {
+                free.push(buffer);
+            }
+        }
+    }
+
+    /// A buffer for a frame of `len` octets.
+    fn take(&mut self, len: usize) -> Option<Box<[u8]>> {
+        self.reclaim();
+        let classes = BUFFERS.iter().zip(&mut self.free);
+        let mut long_enough = classes.filter(|((octets, _), _)| len <= *octets);
+        long_enough.find_map(|(_, free)| free.pop())
+    }
+
+    /// Whether `frames` frames of any length can be queued.
+    fn has_room(&mut self, frames: usize) -> bool {
+        self.reclaim();
+        self.free.last().is_some_and(|longest| longest.len() >= frames)
+    }
+}
+
 /// The worker's end.
 #[derive(Debug)]
 pub struct SlowPath {
-    empty: Receiver<Box<[u8; MAX_JUMBO]>>,
-    frames: Sender<PuntedFrame>,
+    queues: [FrameSender; QUEUES],
     requests: Sender<NeighRequest>,
     /// `None`: no flow is offloaded.
     offers: Option<Sender<Offer>>,
@@ -103,12 +149,16 @@ pub struct SlowPath {
     control: Arc<Wakeup>,
 }
 
-/// The end of the thread that passes frames to the kernel.
+/// The other end of a queue of frames.
 #[derive(Debug)]
-pub struct PuntQueue {
-    recycle: Sender<Box<[u8; MAX_JUMBO]>>,
+struct FrameReceiver {
+    recycle: Sender<Box<[u8]>>,
     frames: Receiver<PuntedFrame>,
 }
+
+/// The end of the thread that passes frames to the kernel.
+#[derive(Debug)]
+pub struct PuntQueue([FrameReceiver; QUEUES]);
 
 /// The control thread's end.
 #[derive(Debug)]
@@ -119,42 +169,45 @@ pub fn slow_path(
     punter: Arc<Wakeup>,
     control: Arc<Wakeup>,
 ) -> (SlowPath, PuntQueue, NeighRequests) {
-    let (recycle, empty) = bounded(FRAMES);
-    let (frames_in, frames_out) = bounded(FRAMES);
     let (requests_in, requests_out) = bounded(REQUESTS);
-    for _ in 0..FRAMES {
-        // There is room for each: the channel holds FRAMES.
-        let _ = recycle.try_send(Box::new([0; MAX_JUMBO]));
-    }
+    let [(own, its), (own_neigh, its_neigh)] = [frames(), frames()];
     (
-        SlowPath { empty, frames: frames_in, requests: requests_in, offers: None, punter, control },
-        PuntQueue { recycle, frames: frames_out },
+        SlowPath { queues: [own, own_neigh], requests: requests_in, offers: None, punter, control },
+        PuntQueue([its, its_neigh]),
         NeighRequests(requests_out),
     )
 }
 
+/// A queue of frames.
+fn frames() -> (FrameSender, FrameReceiver) {
+    let (recycle, returned) = bounded(FRAMES);
+    let (frames_in, frames_out) = bounded(FRAMES);
+    let free = BUFFERS
+        .map(|(octets, number)| (0..number).map(|_| vec![0; octets].into_boxed_slice()).collect());
+    let sender = FrameSender { free, returned, frames: frames_in };
+    (sender, FrameReceiver { recycle, frames: frames_out })
+}
+
 impl SlowPath {
     /// Queues a copy of a frame. `false`: no buffer was free.
-    pub fn punt(&self, skb: &SkBuff, reason: PuntReason) -> bool {
+    pub fn punt(&mut self, skb: &SkBuff, reason: PuntReason) -> bool {
         let head = skb.mac_header();
-        if head.len() + skb.data_len() > MAX_JUMBO {
-            return false;
-        }
-        let Ok(mut buffer) = self.empty.try_recv() else { return false };
+        let Some(queue) = self.queues.get_mut(queue_of(reason)) else { return false };
+        let Some(mut buffer) = queue.take(head.len() + skb.data_len()) else { return false };
         let mut len = 0;
         for slice in std::iter::once(head).chain(skb.frags()) {
             buffer[len..len + slice.len()].copy_from_slice(slice);
             len += slice.len();
         }
         let punted = PuntedFrame { ifindex: skb.iif, port: skb.port, reason, len, buffer };
-        let sent = self.frames.try_send(punted).is_ok();
+        let sent = queue.frames.try_send(punted).is_ok();
         self.punter.wake();
         sent
     }
 
-    /// Number of frames that can be queued now.
-    pub fn room(&self) -> usize {
-        self.empty.len()
+    /// Whether `frames` frames of any length can be queued for this reason.
+    pub fn has_room(&mut self, frames: usize, reason: PuntReason) -> bool {
+        self.queues.get_mut(queue_of(reason)).is_some_and(|queue| queue.has_room(frames))
     }
 
     /// Sets where offers of flows go. A full queue loses them; flows are offered again.
@@ -179,17 +232,25 @@ impl SlowPath {
 }
 
 impl PuntQueue {
-    /// Passes queued frames to `inject`, at most `max`, and reuses their buffers. Returns their number.
+    /// Passes queued frames to `inject`, at most `max`, of both queues in turn, and returns their buffers. Returns their
+    /// number.
     pub fn drain(&self, max: usize, mut inject: impl FnMut(&mut PuntedFrame)) -> usize {
         let mut taken = 0;
-        while taken < max
-            && let Ok(mut frame) = self.frames.try_recv()
-        {
-            inject(&mut frame);
-            let _ = self.recycle.try_send(frame.buffer);
-            taken += 1;
+        loop {
+            let before = taken;
+            for queue in &self.0 {
+                if taken < max
+                    && let Ok(mut frame) = queue.frames.try_recv()
+                {
+                    inject(&mut frame);
+                    let _ = queue.recycle.try_send(frame.buffer);
+                    taken += 1;
+                }
+            }
+            if taken == before {
+                return taken;
+            }
         }
-        taken
     }
 }
 
@@ -203,16 +264,26 @@ impl NeighRequests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::skb::Umem;
+    use crate::skb::{FramePool, Umem};
+
+    fn queues() -> (SlowPath, PuntQueue) {
+        let wakeup = || Wakeup::new().expect("an eventfd");
+        let (worker, punter, _requests) = slow_path(wakeup(), wakeup());
+        (worker, punter)
+    }
+
+    fn packet(pool: &mut FramePool, octets: usize) -> SkBuff {
+        let mut skb = SkBuff::alloc_skb(pool, 0).expect("one frame");
+        skb.put(octets).expect("room");
+        skb.iif = 7;
+        skb
+    }
 
     #[test]
     fn frames_pass_in_order_buffers_go_round_and_a_full_queue_refuses() {
-        let wakeup = || Wakeup::new().expect("an eventfd");
-        let (worker, punter, _requests) = slow_path(wakeup(), wakeup());
+        let (mut worker, punter) = queues();
         let mut pool = Umem::anonymous(1).into_pool();
-        let mut skb = SkBuff::alloc_skb(&mut pool, 0).expect("one frame");
-        skb.put(1).expect("room");
-        skb.iif = 7;
+        let mut skb = packet(&mut pool, 1);
         for round in 0..2u8 {
             for n in 0..FRAMES {
                 skb.data_mut()[0] = (n as u8).wrapping_add(round);
@@ -231,5 +302,45 @@ mod tests {
             assert_eq!(punter.drain(usize::MAX, take), FRAMES - 3);
             assert_eq!(n, FRAMES);
         }
+    }
+
+    #[test]
+    fn a_burst_to_new_neighbours_takes_no_room_of_others_and_delays_them_by_as_many() {
+        let (mut worker, punter) = queues();
+        let mut pool = Umem::anonymous(1).into_pool();
+        let skb = packet(&mut pool, 60);
+        let burst = (0..2 * FRAMES).filter(|_| worker.punt(&skb, PuntReason::NeighUnresolved));
+        assert_eq!(burst.count(), FRAMES);
+        assert!((0..100).all(|_| worker.punt(&skb, PuntReason::Local)));
+        let mut local = 0;
+        let taken =
+            punter.drain(200, |frame| local += u32::from(frame.reason == PuntReason::Local));
+        assert_eq!((taken, local), (200, 100));
+        assert_eq!(punter.drain(usize::MAX, |_| {}), FRAMES - 100);
+    }
+
+    #[test]
+    fn long_frames_take_long_buffers_and_short_ones_any() {
+        let (mut worker, punter) = queues();
+        let mut pool = Umem::anonymous(3).into_pool();
+        let [short, medium, long] = [256, 2048, 2049].map(|octets| packet(&mut pool, octets));
+        let mut fill = |skb: &SkBuff| {
+            std::iter::repeat_with(|| worker.punt(skb, PuntReason::Filtered))
+                .take_while(|it| *it)
+                .count()
+        };
+        let [(_, shorts), (_, mediums), (_, longs)] = BUFFERS;
+        assert_eq!(fill(&long), longs);
+        assert_eq!(fill(&medium), mediums);
+        assert_eq!(fill(&short), shorts);
+        assert!(!worker.has_room(1, PuntReason::Filtered));
+        let lens = std::cell::RefCell::new(Vec::new());
+        let take = |frame: &mut PuntedFrame| lens.borrow_mut().push(frame.bytes_mut().len());
+        punter.drain(64, take);
+        assert_eq!(*lens.borrow(), [2049; 64]);
+        // Without another frame: a worker that waits for room sends none.
+        assert!(worker.has_room(64, PuntReason::Filtered));
+        assert!(!worker.has_room(65, PuntReason::Filtered));
+        assert!(worker.has_room(longs, PuntReason::NeighUnresolved));
     }
 }

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::compile::rules::RT_TABLE_LOCAL;
 use super::compile::{Touched, links};
 use super::follow::{Follower, Parts};
 use super::parse::{self, ParsedRoute};
@@ -422,23 +423,44 @@ pub(super) fn interrupted(what: &'static str) -> SockError {
 }
 
 /// Dumps the routes of a family. Returns how the dump ended, and how many routes could not be parsed.
+///
+/// # Errors
+/// EMSGSIZE too if a route has more next hops than a message of a dump holds, some 1,100 (IPv6) or 2,000 (IPv4): the kernel
+/// ends an IPv6 dump there as if it were complete (`inet6_dump_fib`), and what is missing would be taken to be removed.
 pub(super) fn routes<A: RibAddr>(
     requests: &mut dyn Dumps,
     family: Family,
     each: &mut dyn FnMut(ParsedRoute<A>),
 ) -> Result<(DumpEnd, u64), SockError> {
+    const WHAT: &str = "dump routes";
+    let is_of_family = |message: &Message<'_>| parse::route_family(message) == Some(family.af());
     let mut header = [0u8; 12];
     header[0] = family.af();
-    let mut unparsable = 0;
-    let end = requests.dump("dump routes", RTM_GETROUTE, &header, &mut |message| {
-        if parse::route_is_cloned(message) || parse::route_family(message) != Some(family.af()) {
+    // Table local first: it is the last one in a dump of all, and missing in one that ended too early. It also makes the
+    // kernel use long messages from the start, as long as what has been received (`netlink_dump`).
+    header[4] = RT_TABLE_LOCAL as u8;
+    let mut has_local = false;
+    requests
+        .dump(WHAT, RTM_GETROUTE, &header, &mut |message| has_local |= is_of_family(message))?;
+    header[4] = 0;
+    let (mut unparsable, mut ends_with_local) = (0, false);
+    let end = requests.dump(WHAT, RTM_GETROUTE, &header, &mut |message| {
+        if parse::route_is_cloned(message) || !is_of_family(message) {
             return;
         }
         match parse::route(message) {
-            Some(route) => each(route),
+            Some(route) => {
+                ends_with_local |= route.table == RT_TABLE_LOCAL;
+                each(route);
+            }
             None => unparsable += 1,
         }
     })?;
+    if has_local && !ends_with_local && end == DumpEnd::Complete {
+        let source = io::Error::from_raw_os_error(libc::EMSGSIZE);
+        let text = "it ends before table local, at a route with too many next hops".to_owned();
+        return Err(SockError::Refused { what: WHAT, source, text });
+    }
     Ok((end, unparsable))
 }
 

@@ -14,6 +14,7 @@ use super::compile::{Touched, links};
 use super::parse;
 use super::rib::{Applied, RT_SCOPE_HOST, RTNH_F_DEAD, Rib, RibAddr, RouteBody};
 use super::rx_handlers;
+use super::self_check::CHECKED_PARTS;
 use super::state::{AddrState, Family, Netconf, RouterState};
 use super::sysctl;
 use crate::control::netlink::message::Message;
@@ -75,6 +76,16 @@ pub struct MirrorCounters {
     pub unparsable: u64,
     /// Times a part of the state differed from the kernel's without an event, and was replaced.
     pub corrections: u64,
+    /// Times the self-check has compared each of its parts with a dump of the kernel.
+    pub compared: [u64; CHECKED_PARTS],
+}
+
+impl MirrorCounters {
+    /// Complete rounds of the self-check: since a change, two of them have compared every part with the kernel's state
+    /// after it.
+    pub fn check_rounds(&self) -> u64 {
+        self.compared.into_iter().min().unwrap_or(0)
+    }
 }
 
 /// Parts of the state to be dumped.

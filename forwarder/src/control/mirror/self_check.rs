@@ -42,8 +42,11 @@ const OBJECTS_MAX: usize = 8192;
 /// Within this time of the expiry of a route, dumps do not tell whether it has expired.
 const EXPIRY_MARGIN: Duration = Duration::from_millis(100);
 
+/// The number of [`PARTS`].
+pub const CHECKED_PARTS: usize = 7;
+
 /// Parts that are checked, each with its number of objects.
-const PARTS: [Part; 7] = [
+const PARTS: [Part; CHECKED_PARTS] = [
     (
         |parts| parts.rules = true,
         |it| Family::ALL.iter().map(|family| it.state.rules(*family).len()).sum(),
@@ -196,6 +199,7 @@ impl Mirror {
                 self.replay(recording, part, asked, now, changes)
             }
             (Some(Dumped::Sums(dumped)), Task::Sum(family)) => {
+                self.count_compared();
                 self.suspect(Suspects { family, dumped, changes: asked.changes }, now);
                 Ok(changes)
             }
@@ -220,6 +224,7 @@ impl Mirror {
         }
         // What was recorded cannot fail.
         let is_different = self.follower.compare(&mut recording, part, asked.at)?;
+        self.count_compared();
         let more = self.drain(now)?;
         // Otherwise an event was on its way.
         if is_different && !more && self.follower.counters.events == asked.events {
@@ -231,6 +236,12 @@ impl Mirror {
             local_addresses: changes.local_addresses || after.local_addresses,
             ..after
         })
+    }
+
+    fn count_compared(&mut self) {
+        if let Some(compared) = self.follower.counters.compared.get_mut(self.self_check.turn) {
+            *compared += 1;
+        }
     }
 
     fn begin_check(&mut self, now: Instant) {

@@ -3,6 +3,7 @@
 //! Prefixes are spread over buckets; a bucket's fingerprint is the sum of the hashes of its routes, so that it does not
 //! depend on the order in which they came, and a change costs the hashes of one prefix.
 
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::{Expiry, Net, RTNH_F_DEAD, RTNH_F_LINKDOWN, RibAddr, RouteBody};
@@ -35,8 +36,8 @@ impl Fingerprints {
     pub fn replace<A: RibAddr>(
         &mut self,
         prefix: (u32, Net<A>),
-        old: impl Iterator<Item = Print> + Clone,
-        new: impl Iterator<Item = Print> + Clone,
+        old: impl Iterator<Item = Print>,
+        new: impl Iterator<Item = Print>,
     ) {
         let key = of_prefix(prefix);
         let Some(sum) = self.sums.get_mut(bucket(key)) else { return };
@@ -112,11 +113,21 @@ pub fn of_body(mut body: RouteBody) -> Print {
     Print { src: body.src.map_or(0, |src| hash(&src)), body: hash(&body) }
 }
 
-/// Of the routes of a prefix, in the kernel's order.
-fn of_prints(key: u64, prints: impl Iterator<Item = Print> + Clone) -> u64 {
-    let with_position = prints.clone().enumerate().map(|(n, print)| {
-        let of_same_src = prints.clone().take(n).filter(|other| other.src == print.src);
-        of_route(key, of_same_src.count() as u64, print)
+/// Of the routes of a prefix, in the kernel's order. There may be thousands: a default route of each router that sends
+/// advertisements.
+fn of_prints(key: u64, prints: impl Iterator<Item = Print>) -> u64 {
+    let mut first = None;
+    // Hardly any prefix has routes for different sources.
+    let mut others = HashMap::new();
+    let with_position = prints.map(|print| {
+        let (first_src, of_first) = first.get_or_insert((print.src, 0u64));
+        let next = match *first_src == print.src {
+            true => of_first,
+            false => others.entry(print.src).or_insert(0),
+        };
+        let position = *next;
+        *next += 1;
+        of_route(key, position, print)
     });
     with_position.fold(0, u64::wrapping_add)
 }

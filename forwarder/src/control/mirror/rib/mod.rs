@@ -228,7 +228,7 @@ impl Bodies {
     }
 
     /// Those of the routes of a prefix.
-    fn fingerprints(&self, ids: Option<&Aliases>) -> impl Iterator<Item = Print> + Clone {
+    fn fingerprints(&self, ids: Option<&Aliases>) -> impl Iterator<Item = Print> {
         let ids = ids.map_or(&[][..], Aliases::as_slice);
         ids.iter().filter_map(|id| Some(self.slots.get(*id as usize)?.fingerprint))
     }

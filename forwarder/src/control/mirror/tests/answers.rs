@@ -159,6 +159,35 @@ pub fn same_answers(mirror: &Mirror, questions: &[Question]) -> Result<Vec<Quest
     Err(format!("{} wrong results: {:#?}", wrong.len(), &wrong[..wrong.len().min(10)]))
 }
 
+/// The gateways that the kernel chooses; `None`: no route, or none with a gateway.
+pub fn chosen(mirror: &Mirror, questions: &[Question]) -> Vec<Option<IpAddr>> {
+    let theirs = theirs(mirror, questions);
+    let gateway = |question: &Question| match theirs.get(&question.dst) {
+        Some(Answer::Nexthops(hops)) => hops.first().and_then(|(_, gateway)| *gateway),
+        _ => None,
+    };
+    questions.iter().map(gateway).collect()
+}
+
+/// The gateway that the tables have for a flow with this hash.
+pub fn select(mirror: &Mirror, question: &Question, hash: u32) -> Option<IpAddr> {
+    let (iif, mark) = (question.iif, question.mark);
+    let tables = mirror.tables();
+    let result = match (question.dst, question.from) {
+        (IpAddr::V4(daddr), IpAddr::V4(saddr)) => {
+            let (daddr, saddr) = (daddr.to_bits(), saddr.to_bits());
+            tables.fib4.fib_lookup(&Flow { saddr, daddr, iif, mark })
+        }
+        (IpAddr::V6(daddr), IpAddr::V6(saddr)) => {
+            let (daddr, saddr) = (daddr.to_bits(), saddr.to_bits());
+            tables.fib6.fib_lookup(&Flow { saddr, daddr, iif, mark })
+        }
+        other => panic!("addresses must be of one family: {other:?}"),
+    };
+    let FibResult::Route(info) = result else { return None };
+    info.select(|| hash)?.gateway
+}
+
 /// Looks up random addresses around the prefixes of the random commands.
 pub fn random_answers(mirror: &Mirror, rng: &mut Rng) -> Result<(), String> {
     let up = |name: &str| {

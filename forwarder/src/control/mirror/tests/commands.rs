@@ -23,6 +23,8 @@ const HOPS4: &[&str] = &[
     "via 10.7.7.7 dev vc onlink",
     "nexthop via 10.0.0.2 weight 3 nexthop via 10.0.1.2",
     "nexthop via 10.0.1.2 nexthop via 10.0.0.4 nexthop via 10.0.0.5 weight 2",
+    "nexthop via 10.0.0.2 weight 256 nexthop via 10.0.1.2 weight 1",
+    "nexthop via inet6 fe80::1 dev va nexthop via 10.0.1.2",
     "nhid 1",
     "nhid 2",
     "nhid 7",
@@ -38,6 +40,7 @@ const HOPS6: &[&str] = &[
     "dev vc",
     "nexthop via 2001:db8::2 nexthop via 2001:db8:1::2",
     "nexthop via 2001:db8:1::4 weight 2 nexthop via 2001:db8::5 weight 3",
+    "nexthop via 2001:db8:1::4 weight 256 nexthop via fe80::5 dev vc",
     "via fe80::f1 dev va",
     "nhid 3",
     "nhid 4",
@@ -64,7 +67,7 @@ fn route(rng: &mut Rng, expires: bool) -> String {
         // (fib6_dump_node), so routes that cannot be hops get another metric.
         _ if by_dev => "metric 6",
         0 => "metric 5",
-        1 => "metric 700",
+        1 => rng.pick(&["metric 700", "metric 1024", "metric 0"]),
         _ => "",
     };
     let table = if rng.below(4) == 0 { "table 100" } else { "" };
@@ -81,7 +84,10 @@ fn route(rng: &mut Rng, expires: bool) -> String {
     )
 }
 
-fn nexthop(rng: &mut Rng) -> String {
+fn nexthop(rng: &mut Rng, is_silent: bool) -> String {
+    if is_silent && rng.below(12) == 0 {
+        return "ip nexthop replace id 12 group 3/4 type resilient buckets 4".to_owned();
+    }
     let object = rng.pick(&[
         "id 1 via 10.0.0.9 dev va",
         "id 1 via 10.0.1.9 dev vc",
@@ -93,7 +99,10 @@ fn nexthop(rng: &mut Rng) -> String {
         "id 10 group 1/2",
         "id 10 group 1,255/2,1/7",
         "id 10 group 7",
+        "id 10 group 1,256/2",
         "id 11 group 3/4,2",
+        "id 11 group 4,255/3",
+        "id 11 group 3",
         // Refused: a group of a group, of both families, with a blackhole beside others.
         "id 12 group 10",
         "id 12 group 1/3",
@@ -160,6 +169,9 @@ fn rule(rng: &mut Rng) -> String {
         "goto 600",
         "goto 650",
         "goto 32766",
+        // Refused: a rule goes to later ones only.
+        "goto 500",
+        "goto 1",
         "nop",
         "prohibit",
         "unreachable",
@@ -221,12 +233,35 @@ fn addr(rng: &mut Rng) -> String {
     .to_owned()
 }
 
-fn neigh(rng: &mut Rng) -> String {
+fn neigh(rng: &mut Rng, is_silent: bool) -> String {
     let (addr, dev) = rng
-        .pick(&["10.0.0.2 va", "10.0.0.3 va", "10.0.1.2 vc", "2001:db8::2 va", "fe80::f1 va"])
+        .pick(&[
+            "10.0.0.2 va",
+            "10.0.0.3 va",
+            "10.0.1.2 vc",
+            "2001:db8::2 va",
+            "2001:db8:1::2 vc",
+            "fe80::f1 va",
+            "fe80::1 va",
+        ])
         .split_once(' ')
         .expect("an address and an interface");
-    let state = rng.pick(&["permanent", "stale", "reachable", "failed", "noarp"]);
+    if is_silent && rng.below(3) == 0 {
+        let state = rng.pick(&["none", "failed", "incomplete", "delay", "probe"]);
+        let verb = rng.pick(&["replace", "change"]);
+        return format!("ip neigh {verb} {addr} dev {dev} nud {state}");
+    }
+    let states = [
+        "permanent",
+        "stale",
+        "reachable",
+        "failed",
+        "noarp",
+        "permanent extern_learn",
+        "stale extern_learn",
+        "permanent router",
+    ];
+    let state = rng.pick(&states);
     match rng.below(8) {
         0 => format!("ip neigh del {addr} dev {dev}"),
         1 => format!("ip neigh flush dev {dev}"),
@@ -295,15 +330,16 @@ fn sysctl(rng: &mut Rng) -> String {
     }
 }
 
-/// A command line for a program. `expires`: also for routes that expire.
-pub fn command(rng: &mut Rng, expires: bool) -> String {
+/// A command line for a program. `is_silent`: also for changes of which the kernel sends no event, such as the expiry of
+/// a route, or of a neighbour without an address that becomes FAILED.
+pub fn command(rng: &mut Rng, is_silent: bool) -> String {
     match rng.below(24) {
-        0..=9 => route(rng, expires),
-        10..=12 => nexthop(rng),
+        0..=9 => route(rng, is_silent),
+        10..=12 => nexthop(rng, is_silent),
         13 | 14 => rule(rng),
         15 | 16 => link(rng),
         17 | 18 => addr(rng),
-        19 | 20 => neigh(rng),
+        19 | 20 => neigh(rng, is_silent),
         _ => sysctl(rng),
     }
 }

@@ -6,9 +6,12 @@ mod commands;
 pub(super) mod leaves;
 mod locals;
 mod messages;
+mod multipath;
 mod oracle;
 mod ra;
+mod ra_flood;
 mod random;
+mod replaced;
 mod root;
 mod rule_lookups;
 mod self_check;
@@ -88,25 +91,56 @@ fn settle(mirror: &mut Mirror) {
     }
 }
 
-/// How often [`eventually`] looks at least.
-const ATTEMPTS_MIN: u32 = 5;
+/// Lets the mirror do what is due, for some time.
+fn tick_for(mirror: &mut Mirror, time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        let next = mirror.next_tick();
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        mirror.tick(Instant::now()).expect("ticks");
+    }
+}
 
-/// Retries `holds` for some seconds: some changes complete after the kernel's reply (IPv6 addresses
-/// are added from a work queue).
+/// How often [`eventually`] looks at least, at first every 50 ms.
+const ATTEMPTS_MIN: u32 = 5;
+/// How long [`eventually`] looks at least: some changes complete after the kernel's reply (IPv6 addresses are added from a
+/// work queue).
+const WAIT_MIN: Duration = Duration::from_secs(10);
+/// Rounds of the self-check that heal what no event told, also if the first one has begun before the change, and a
+/// comparison was put off because an event came or a route was about to expire.
+const ROUNDS: u64 = 3;
+/// Rounds after which differences have followed each other without end.
+const ROUNDS_MAX: u64 = 30;
+/// By then the self-check must have made its rounds, on any machine.
+const WAIT_MAX: Duration = Duration::from_secs(180);
+
+/// Retries `holds` until a difference has lasted for [`ROUNDS`] rounds of the self-check: how long these take depends on
+/// the load of the machine.
 fn eventually(
     mirror: &mut Mirror,
     holds: impl Fn(&Mirror) -> Result<(), String>,
 ) -> Result<(), String> {
-    let until = Instant::now() + Duration::from_secs(10);
-    // A few times also on a machine where one takes long: routes may expire between two commands of the comparison.
-    for left in (0..ATTEMPTS_MIN).rev().chain(std::iter::repeat(0)) {
+    let (begun, first_round) = (Instant::now(), mirror.counters().check_rounds());
+    let mut lasting: Option<(String, u64)> = None;
+    for attempt in 1.. {
         settle(mirror);
-        match holds(mirror) {
-            Err(_) if left != 0 || Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            result => return result,
+        let Err(difference) = holds(mirror) else { return Ok(()) };
+        let (waited, round) = (begun.elapsed(), mirror.counters().check_rounds());
+        let since = match &lasting {
+            Some((last, since)) if *last == difference => *since,
+            _ => round,
+        };
+        let has_lasted = round - since >= ROUNDS || round - first_round >= ROUNDS_MAX;
+        if attempt >= ATTEMPTS_MIN && waited >= WAIT_MIN && has_lasted {
+            return Err(difference);
         }
+        if waited >= WAIT_MAX {
+            let rounds = round - first_round;
+            return Err(format!("{rounds} rounds of the self-check in {waited:?}: {difference}"));
+        }
+        lasting = Some((difference, since));
+        // What was dumped must be compared soon, or it is dumped again.
+        tick_for(mirror, Duration::from_millis(if attempt < ATTEMPTS_MIN { 50 } else { 250 }));
     }
     unreachable!("attempts without end")
 }

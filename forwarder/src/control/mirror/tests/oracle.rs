@@ -78,8 +78,21 @@ fn drop_link_flags(routes: &mut [Value]) {
     for route in routes.iter_mut().filter(|route| !route["nexthops"].is_null()) {
         route["flags"] = serde_json::json!([]);
     }
-    for route in routes.iter_mut().filter(|route| !route["via"].is_null()) {
-        route["flags"].as_array_mut().expect("flags").retain(|flag| flag == "onlink");
+    for route in routes.iter_mut() {
+        match route.get_mut("nexthops").and_then(Value::as_array_mut) {
+            Some(hops) => hops.iter_mut().for_each(drop_derived_flags),
+            None => drop_derived_flags(route),
+        }
+    }
+}
+
+/// Drops those of a route or next hop with an IPv6 gateway of an IPv4 route.
+fn drop_derived_flags(hop: &mut Value) {
+    if hop["via"].is_null() {
+        return;
+    }
+    if let Some(flags) = hop.get_mut("flags").and_then(Value::as_array_mut) {
+        flags.retain(|flag| flag == "onlink");
     }
 }
 

@@ -46,7 +46,7 @@ fn ip_text(args: &str) -> String {
 }
 
 /// Accepts router advertisements, also as a router, and the routes in them.
-const ACCEPT: [&str; 3] = [
+pub const ACCEPT: [&str; 3] = [
     "sysctl -w net.ipv6.conf.va.accept_ra=2",
     "sysctl -w net.ipv6.conf.va.accept_ra_rt_info_max_plen=64",
     "sysctl -w net.ipv6.conf.va.accept_ra_min_hop_limit=0",
@@ -97,7 +97,9 @@ fn random_commands(seed: u64, ends: impl Fn(usize) -> bool) {
         let is_expected = is_silent || mirror.counters().corrections == corrected;
         let compared = compared.and_then(|()| match is_expected {
             true => Ok(()),
-            false => Err("the self-check has corrected something".to_owned()),
+            false => {
+                Err(format!("the self-check has corrected something: {:?}", mirror.counters()))
+            }
         });
         if let Err(difference) = compared {
             let state =

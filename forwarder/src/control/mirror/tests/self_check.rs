@@ -5,21 +5,12 @@ use std::time::{Duration, Instant};
 
 use super::oracle::equals_kernel;
 use super::root::LAB;
-use super::{LINKS, eventually, in_netns, ip_batch, run};
+use super::{LINKS, eventually, in_netns, ip_batch, run, tick_for};
 use crate::control::mirror::{Mirror, MirrorOptions};
 use crate::tables::AddrLabels;
 
 /// Longer than all parts take in turn.
 const ROUND: Duration = Duration::from_millis(3000);
-
-fn tick_for(mirror: &mut Mirror, time: Duration) {
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        let next = mirror.next_tick();
-        std::thread::sleep(next.saturating_duration_since(Instant::now()));
-        mirror.tick(Instant::now()).expect("ticks");
-    }
-}
 
 fn lab() -> Mirror {
     LINKS.iter().chain(LAB).for_each(|line| run(line));
@@ -121,13 +112,20 @@ fn lab_with_large_tables() -> Mirror {
     mirror
 }
 
-/// As long as checks of large tables rest.
-const LARGE_ROUND: Duration = Duration::from_secs(40);
+/// Comparisons of both families' routes after which a difference must have been found, if the first one had begun before.
+const COMPARISONS: u64 = 3;
+/// By then they must have been made: the thread rests for some hundred times as long as a dump takes.
+const WAIT_MAX: Duration = Duration::from_secs(600);
 
-/// Ticks until so many corrections have been made, or for [`LARGE_ROUND`].
+/// Ticks until so many corrections have been made, or for [`COMPARISONS`].
 fn tick_until_corrected(mirror: &mut Mirror, corrections: u64) {
-    let end = Instant::now() + LARGE_ROUND;
-    while Instant::now() < end && mirror.counters().corrections < corrections {
+    let comparisons = |mirror: &Mirror| {
+        let [.., routes4, routes6] = mirror.counters().compared;
+        routes4.min(routes6)
+    };
+    let (end, enough) = (Instant::now() + WAIT_MAX, comparisons(mirror) + COMPARISONS);
+    while mirror.counters().corrections < corrections && comparisons(mirror) < enough {
+        assert!(Instant::now() < end, "large tables are not compared");
         tick_for(mirror, Duration::from_millis(50));
     }
     // It is mended by a dump soon after.
