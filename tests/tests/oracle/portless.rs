@@ -115,6 +115,14 @@ impl Talk<'_> {
         Ok((forwarded.v4 + forwarded.v6).saturating_sub(redirects))
     }
 
+    /// How many packets the XDP program has passed to the kernel because they are of no flow, or of none that is carried.
+    fn passed(&self) -> Result<u64> {
+        if ferroute::by_kernel() {
+            return Ok(0);
+        }
+        xdp(self.pair, &["pass_no_flow", "pass_conntrack"])
+    }
+
     /// Opens the exchanges, and goes on with them until all of them are carried.
     fn begin(&mut self) -> Result<()> {
         let open = Segment { len: 30, note: "opens".into(), ..Segment::default() };
@@ -259,17 +267,21 @@ fn begin<'a>(pair: &'a mut Pair, group: &Group<'_>) -> Result<Talk<'a>> {
     Ok(talk)
 }
 
+/// Frames of both ports that the XDP program has treated in one of these ways.
+fn xdp(pair: &Pair, names: &[&str]) -> Result<u64> {
+    let account = Account::new(pair.ferroute.json(&["stat"])?);
+    let of = |name: &&str| ["rt-left", "rt-right"].map(|ifname| account.port(ifname, "xdp", name));
+    names.iter().flat_map(of).sum()
+}
+
 /// Fails unless the XDP program has forwarded some packets of each family, where it does so.
 fn check_offloaded(pair: &Pair, expected: u64) -> Result<()> {
     if ferroute::by_kernel() || !ferroute::offloads() {
         return Ok(());
     }
-    let account = Account::new(pair.ferroute.json(&["stat"])?);
     for name in ["offload_ipv4", "offload_ipv6"] {
-        let ports = ["rt-left", "rt-right"].map(|ifname| account.port(ifname, "xdp", name));
-        let count = ports.into_iter().sum::<Result<u64>>()?;
-        let ports = pair.ferroute.ask(&["stat", "--port"])?;
-        ensure!(count > expected, "{name}: {count}\n{ports}{}", pair.ferroute.account());
+        let count = xdp(pair, &[name])?;
+        ensure!(count > expected, "{name}: {count}\n{}", pair.ferroute.account());
     }
     Ok(())
 }
@@ -287,11 +299,13 @@ fn echo_and_tunnels_are_treated_as_by_the_kernel() -> Result<()> {
             let are_carried = !name.contains(": kernel: ");
             talk.name.clone_from(&name);
             replace(&talk, group.nat, filter)?;
-            let before = talk.by_kernel()?;
+            let (before, passed) = (talk.by_kernel()?, talk.passed()?);
             let answered = talk.answered;
             talk.go_on("goes on")?;
             talk.use_all(&mut rng)?;
             let by_kernel = talk.by_kernel()? - before;
+            let passed = talk.passed()? - passed;
+            ensure!(!are_carried || passed == 0, "{name}: the XDP program passed {passed} packets");
             // The kernel counts packets that are too long before it refuses them.
             let refused = (talk.answered - answered) as u64;
             if !ferroute::by_kernel() {
