@@ -26,10 +26,11 @@ const GENERATED: usize = 15;
 /// Batches of packets under each ruleset, and packets of a batch.
 const BATCHES: usize = 4;
 const BATCH: usize = 120;
-/// Less often than that they are not carried.
-const INTERVAL: Duration = Duration::from_millis(800);
-/// Until all are carried, on a busy machine. They are after 4 seconds.
-const CARRIED_MAX: Duration = Duration::from_secs(20);
+/// How often packets are sent until all are carried: the last one has to be younger than 3 seconds when that is decided.
+const INTERVAL: Duration = Duration::from_millis(300);
+/// Until all are carried. They are after 4 seconds, unless the machine stood still meanwhile: then they are tried again
+/// when the table is read, every minute.
+const CARRIED_MAX: Duration = Duration::from_secs(200);
 /// Entries that expire as soon may have done so in one of the worlds only.
 const EXPIRES_S: u32 = 5;
 

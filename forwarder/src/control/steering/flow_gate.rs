@@ -482,10 +482,7 @@ mod tests {
     fn keys_are_found_while_the_number_of_buckets_changes() {
         const ADDED: u32 = 20_000;
         let words = FlowGate::entries(2 * ADDED as usize) as usize * FLOW_SLOTS;
-        let path = std::env::temp_dir().join(format!("flow-gate-{}", std::process::id()));
-        let mut options = std::fs::File::options();
-        let file = options.read(true).write(true).create_new(true).open(&path).expect("a file");
-        std::fs::remove_file(&path).expect("nobody else needs its name");
+        let file = tempfile::tempfile().expect("a file");
         file.set_len((words * size_of::<u32>()) as u64).expect("its length");
         let map = || MappedWords::map(file.as_fd(), words).expect("memory");
         let mapped = map();
