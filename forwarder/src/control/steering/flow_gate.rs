@@ -145,12 +145,13 @@ impl FlowGate {
             self.grow();
         }
         // With more buckets there may be room where there is none.
-        while let None = self.free_slot(&place) {
-            if !self.grow() {
-                return false;
+        let (at, bucket) = loop {
+            match self.free_slot(&place) {
+                Some(found) => break found,
+                None if self.grow() => {}
+                None => return false,
             }
-        }
-        let Some((at, bucket)) = self.free_slot(&place) else { return false };
+        };
         if let Some(bits) = self.added_bits.get_mut(at) {
             *bits = added_bits(bucket);
         }
