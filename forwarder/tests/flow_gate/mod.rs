@@ -108,11 +108,11 @@ impl Fixture {
         assert_reason(&self.port, &self.wire, frame, reason);
     }
 
-    fn insert(&self, key: FlowWords) {
+    fn insert(&mut self, key: FlowWords) {
         assert!(self.gate.insert(&[key]));
     }
 
-    fn remove(&self, key: FlowWords) {
+    fn remove(&mut self, key: FlowWords) {
         assert!(self.gate.contains(&key));
         self.gate.remove(&[key]);
     }
@@ -410,11 +410,12 @@ fn root_another_thread_adds_and_removes_thousands_of_flows_of_all_ports() {
             })
             .collect();
         let frame = |flow: u32| frame(&Ipv4Addr::from(0xc633_6400 + flow).to_string(), UDP, 0);
-        let gate = test.steering.flow_gate().expect("another descriptor");
+        let buckets = test.gate.buckets();
         std::thread::scope(|scope| {
-            let inserted = scope.spawn(|| gate.insert(&keys));
+            let inserted = scope.spawn(|| test.gate.insert(&keys));
             assert!(inserted.join().expect("ends"));
         });
+        assert!(test.gate.buckets() > buckets);
         for flow in [0, 255, 256, 257, FLOWS - 1] {
             test.assert_reason(&frame(flow), Reason::SteerIpv4);
             // To be steered, for which there is no socket.
@@ -426,23 +427,30 @@ fn root_another_thread_adds_and_removes_thousands_of_flows_of_all_ports() {
 
         // Every second one, then the others.
         let of = |rest| keys.iter().copied().skip(rest).step_by(2).collect::<Vec<FlowWords>>();
-        gate.remove(&of(0));
+        test.gate.remove(&of(0));
         test.assert_reason(&frame(256), Reason::PassNoFlow);
         test.assert_reason(&frame(257), Reason::SteerIpv4);
-        assert!(!gate.contains(&keys[256]));
-        gate.remove(&of(1));
+        assert!(!test.gate.contains(&keys[256]));
+        // All but one: there are fewer buckets then.
+        let (last, rest) = (keys[257], of(1));
+        let rest: Vec<FlowWords> = rest.into_iter().filter(|key| *key != last).collect();
+        test.gate.remove(&rest);
+        assert_eq!(test.gate.buckets(), buckets);
+        test.assert_reason(&frame(257), Reason::SteerIpv4);
+        assert_reason(&port2, &wire2, &frame(257), Reason::PassNoSocket);
+        test.gate.remove(&[last]);
         test.assert_reason(&frame(257), Reason::PassNoFlow);
-        assert!(gate.insert(&[]));
+        assert!(test.gate.insert(&[]));
 
         // A port attached later uses the same map, which clear empties.
-        assert!(gate.insert(&keys));
+        assert!(test.gate.insert(&keys));
         drop(port2);
         let mut port2 = attach(&mut test.steering, "port2", AttachMode::Native);
         port2.set_steer(true, true).expect("set");
         assert_reason(&port2, &wire2, &frame(9_999), Reason::PassNoSocket);
-        gate.clear();
-        assert!(!keys.iter().any(|key| gate.contains(key)));
+        test.gate.clear();
+        assert!(!keys.iter().any(|key| test.gate.contains(key)));
         assert_reason(&port2, &wire2, &frame(9_999), Reason::PassNoFlow);
-        assert!(keys.len() < 2 * gate.flows_max());
+        assert!(keys.len() < 2 * test.gate.flows_max());
     });
 }

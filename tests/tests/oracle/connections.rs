@@ -41,22 +41,34 @@ type Outputs = BTreeMap<u16, Vec<(Side, Vec<u8>)>>;
 fn cause(frame: &[u8]) -> Option<u16> {
     let network = frame.get(14..).filter(|_| is_from_router(frame))?;
     match be16(frame, 12)? {
-        ETHERTYPE_IPV4 if *network.get(9)? == ICMP => be16(network, 20 + 8 + 4),
+        ETHERTYPE_IPV4 if is_error(frame) => be16(network, 20 + 8 + 4),
         ETHERTYPE_IPV4 => be16(network, 4),
+        ETHERTYPE_IPV6 if is_error(frame) => be16(network, 40 + 8 + 2),
         ETHERTYPE_IPV6 => match (*network.get(6)?, *network.get(40)?) {
-            (ICMPV6, kind) if kind < 128 => be16(network, 40 + 8 + 2),
             // Neighbour discovery and reports of group membership.
-            (ICMPV6 | 0, _) => None,
+            (ICMPV6, 130..=137 | 143) | (0, _) => None,
             _ => be16(network, 2),
         },
         _ => None,
     }
 }
 
-/// Whether a frame is an ICMP error, of the router; its source may be translated, too.
+/// Whether a frame is an ICMP error, as the router sends them; its source may be translated, too. Those that a test sends
+/// have the same number as the packet that they quote.
 fn is_error(frame: &[u8]) -> bool {
-    let next = if be16(frame, 12) == Some(ETHERTYPE_IPV4) { 14 + 9 } else { 14 + 6 };
-    frame.get(next).is_some_and(|next| [ICMP, ICMPV6].contains(next))
+    let at = |at: usize| frame.get(at).copied();
+    let (next, kind) = match be16(frame, 12) {
+        Some(ETHERTYPE_IPV4) => (at(14 + 9), at(14 + 20)),
+        _ => (at(14 + 6), at(14 + 40)),
+    };
+    // Destination Unreachable, Redirect, Time Exceeded and Parameter Problem. Whatever is in later fragments is no type.
+    let is_fragment = be16(frame, 12) == Some(ETHERTYPE_IPV4)
+        && be16(frame, 14 + 6).is_some_and(|it| it & 0x1fff != 0);
+    match (next, kind) {
+        (Some(ICMP), Some(3 | 5 | 11 | 12)) => !is_fragment,
+        (Some(ICMPV6), Some(kind)) => kind < 128,
+        _ => false,
+    }
 }
 
 /// Makes equal what may differ between two errors: the identification of IPv4, and with it the checksum of the
@@ -68,6 +80,19 @@ fn normalise(mut frame: Vec<u8>) -> Vec<u8> {
         if let Some(octets) = frame.get_mut(field) {
             octets.fill(0);
         }
+    }
+    frame
+}
+
+/// Makes equal the identification of fragments of IPv6, which `ip6_fragment` chooses at random also for packets that
+/// connection tracking has reassembled.
+fn without_fragment_id(mut frame: Vec<u8>) -> Vec<u8> {
+    const FRAGMENT: u8 = 44;
+    if be16(&frame, 12) == Some(ETHERTYPE_IPV6)
+        && frame.get(14 + 6) == Some(&FRAGMENT)
+        && let Some(id) = frame.get_mut(14 + 40 + 4..14 + 40 + 8)
+    {
+        id.fill(0);
     }
     frame
 }
@@ -87,7 +112,10 @@ fn exchange(pair: &Pair, inputs: &[Input]) -> Result<[Outputs; 2]> {
             for side in [Side::Left, Side::Right] {
                 while let Some(frame) = world.tap(side).receive() {
                     let Some(cause) = cause(&frame) else { continue };
-                    let frame = if is_error(&frame) { normalise(frame) } else { frame };
+                    let frame = match is_error(&frame) {
+                        true => normalise(frame),
+                        false => without_fragment_id(frame),
+                    };
                     let frames = outputs.entry(cause).or_default();
                     frames.push((side, frame));
                     frames.sort();
@@ -104,18 +132,18 @@ fn exchange(pair: &Pair, inputs: &[Input]) -> Result<[Outputs; 2]> {
 }
 
 /// The connections of one ruleset.
-struct Talk<'a> {
-    pair: &'a mut Pair,
-    name: &'a str,
-    connections: Vec<Connection>,
+pub struct Talk<'a> {
+    pub pair: &'a mut Pair,
+    pub name: String,
+    pub connections: Vec<Connection>,
     /// How many packets were forwarded, and answered with an error.
-    forwarded: usize,
-    answered: usize,
+    pub forwarded: usize,
+    pub answered: usize,
 }
 
 impl Talk<'_> {
     /// Sends one packet of each of some connections, and compares what becomes of them.
-    fn each(
+    pub fn each(
         &mut self,
         from: From,
         which: impl Fn(&Connection) -> bool,
@@ -131,7 +159,7 @@ impl Talk<'_> {
         self.send(&packets)
     }
 
-    fn send(&mut self, packets: &[(usize, From, Segment)]) -> Result<()> {
+    pub fn send(&mut self, packets: &[(usize, From, Segment)]) -> Result<()> {
         let (mut inputs, mut of) = (Vec::new(), Vec::new());
         for (n, from, segment) in packets {
             let index = self.pair.next_index();
@@ -140,9 +168,14 @@ impl Talk<'_> {
                 of.push((*n, *from));
             }
         }
-        let outputs = exchange(self.pair, &inputs)?;
+        self.send_inputs(&inputs, &of)
+    }
+
+    /// Sends packets of these connections and ends. Those with the same number are fragments of one packet.
+    pub fn send_inputs(&mut self, inputs: &[Input], of: &[(usize, From)]) -> Result<()> {
+        let outputs = exchange(self.pair, inputs)?;
         let nothing = Vec::new();
-        for (input, (n, from)) in inputs.iter().zip(of) {
+        for (input, (n, from)) in inputs.iter().zip(of.iter().copied()) {
             let [kernel, own] =
                 outputs.each_ref().map(|it| it.get(&input.index).unwrap_or(&nothing));
             // An invalid packet of a carried connection is dropped where the kernel's error about it would be the
@@ -310,7 +343,7 @@ impl Talk<'_> {
 }
 
 /// How many connections workers carry.
-fn carried_flows(pair: &Pair) -> Result<Option<u64>> {
+pub fn carried_flows(pair: &Pair) -> Result<Option<u64>> {
     // Its exit status is 1 while anything is wrong, such as a worker that answers late on a busy machine.
     let status = pair.ferroute.command(&["-j", "status"]).output()?.stdout;
     let status: serde_json::Value = serde_json::from_slice(&status).context("status")?;
@@ -318,7 +351,7 @@ fn carried_flows(pair: &Pair) -> Result<Option<u64>> {
 }
 
 /// Deletes all connections. Those that workers carry are carried until they have been told.
-fn delete_connections(pair: &Pair) -> Result<()> {
+pub fn delete_connections(pair: &Pair) -> Result<()> {
     for router in pair.routers() {
         // It prints how many there were to standard error.
         let _ = router.run("conntrack -F");
@@ -376,9 +409,9 @@ fn connections(forwards_ports: bool) -> Vec<Connection> {
 
 /// How many packets passed userspace, and how many the kernel forwarded.
 #[derive(Debug, Default, Clone, Copy)]
-struct Share {
-    carried: u64,
-    kernel: u64,
+pub struct Share {
+    pub carried: u64,
+    pub kernel: u64,
 }
 
 /// Runs the connections through a ruleset that both worlds have. `are_carried`: all that are established.
@@ -392,7 +425,7 @@ fn converse(
     delete_connections(pair)?;
     let mut talk = Talk {
         pair,
-        name,
+        name: name.to_owned(),
         connections: connections(script.contains("8080")),
         forwarded: 0,
         answered: 0,
@@ -425,7 +458,7 @@ fn converse(
 }
 
 /// Has Ferroute follow the kernel's connections: entries that are made before send no events.
-fn listen(pair: &mut Pair) -> Result<()> {
+pub fn listen(pair: &mut Pair) -> Result<()> {
     pair.load(
         "table inet t { chain c { type filter hook forward priority 0; ct state new accept; }; }",
     )?;
@@ -506,7 +539,8 @@ fn the_kernel_judges_resets_of_a_connection_that_returned_to_it() -> Result<()> 
     pair.wait_until_followed()?;
     delete_connections(&pair)?;
     let (connections, forwarded, answered) = (connections(false), 0, 0);
-    let mut talk = Talk { pair: &mut pair, name: "logged", connections, forwarded, answered };
+    let mut talk =
+        Talk { pair: &mut pair, name: "logged".into(), connections, forwarded, answered };
     talk.open()?;
     talk.wait_until_carried(true)?;
     let to_80 = |it: &Connection| it.is_tcp() && it.to.1 == 80;

@@ -585,6 +585,16 @@ const NAT: &[&str] = &[
 
 /// A ruleset that tracks connections.
 pub fn random_stateful(rng: &mut Rng) -> String {
+    let mut script = random_filter(rng);
+    let nat = rng.pick(NAT);
+    if !nat.is_empty() {
+        script += &format!("table inet nat {{ {nat}; }}\n");
+    }
+    script
+}
+
+/// The same without NAT.
+pub fn random_filter(rng: &mut Rng) -> String {
     const MOSTLY: &[&str] = &["accept", "return", "jump one", "jump two", "", "", "", ""];
     const RARELY: &[&str] = &["drop", "accept", "", ""];
     let matches: &[&[&str]] = &[MATCH4, MATCH6, MATCH, NEUTRAL, MATCH_INET];
@@ -623,10 +633,5 @@ pub fn random_stateful(rng: &mut Rng) -> String {
             "  chain {hook} {{\n    type filter hook {hook} priority {priority}; policy {policy};\n    {own}\n    {PLAIN}\n    {body}\n    {last}\n  }}\n"
         );
     }
-    script += "}\n";
-    let nat = rng.pick(NAT);
-    if !nat.is_empty() {
-        script += &format!("table inet nat {{ {nat}; }}\n");
-    }
-    script
+    script + "}\n"
 }

@@ -231,8 +231,8 @@ impl Steering {
         RedirectFailures::watch(&self.shared.offload.tx_ports)
     }
 
-    /// A handle by which any thread adds and removes known flows. There are none at start, and they
-    /// do not depend on [`Steering::set_tracking`].
+    /// The handle by which a thread adds and removes known flows: there must be one. There are no flows when it has been
+    /// made, and they do not depend on [`Steering::set_tracking`].
     ///
     /// # Errors
     /// [`XdpError::Descriptors`].

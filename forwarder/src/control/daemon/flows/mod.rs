@@ -100,7 +100,7 @@ impl FlowFollower {
     /// # Errors
     /// When no thread can be started.
     pub(super) fn start(
-        gate: FlowGate,
+        mut gate: FlowGate,
         locals: Locals,
         offloads: Option<Arc<Offloads>>,
     ) -> io::Result<FlowFollower> {
@@ -111,7 +111,7 @@ impl FlowFollower {
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new().name("fr-ct".into()).spawn(move || {
             privilege::confine_follower();
-            follow(&own, writer, &gate, offloads.as_deref());
+            follow(&own, writer, &mut gate, offloads.as_deref());
         })?;
         Ok(FlowFollower { shared, table, thread: Some(thread) })
     }
@@ -168,7 +168,12 @@ impl FlowFollower {
 }
 
 /// Runs until it is stopped; after an error, from the start.
-fn follow(shared: &Shared, mut writer: FlowWriter, gate: &FlowGate, offloads: Option<&Offloads>) {
+fn follow(
+    shared: &Shared,
+    mut writer: FlowWriter,
+    gate: &mut FlowGate,
+    offloads: Option<&Offloads>,
+) {
     let mut said = None;
     while !shared.stopping.load(Relaxed) {
         if **shared.tracking.load() == [Tracking::Off; 2] {
@@ -230,7 +235,7 @@ struct Refused {
 struct Follower<'a> {
     shared: &'a Shared,
     writer: &'a mut FlowWriter,
-    gate: &'a FlowGate,
+    gate: &'a mut FlowGate,
     /// The flows that the XDP program forwards by itself.
     offloads: Option<&'a Offloads>,
     events: Events,
@@ -294,7 +299,7 @@ impl<'a> Follower<'a> {
     fn open(
         shared: &'a Shared,
         writer: &'a mut FlowWriter,
-        gate: &'a FlowGate,
+        gate: &'a mut FlowGate,
         offloads: Option<&'a Offloads>,
     ) -> io::Result<Follower<'a>> {
         let mut requests = NlSock::open(NETLINK_NETFILTER)?;
