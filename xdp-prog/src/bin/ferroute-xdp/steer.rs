@@ -575,7 +575,8 @@ impl Flow {
         // No `Option` for a lookup that cannot fail: the compiler leaves the fields of `None` undefined and stores them,
         // which the verifier of Linux 6.12 refuses.
         let hash = match FR_FLOWS.get_ptr(0) {
-            // SAFETY: the first entry is a `FlowHash`, which nobody writes after the program was loaded.
+            // SAFETY: the first entry is a `FlowHash`. Userspace writes its mask, a whole word; any value leads into the array or
+            // to none.
             Some(hash) => unsafe { &*hash.cast::<FlowHash>() }.hash(&words),
             None => 0,
         };
@@ -610,7 +611,8 @@ fn is_known(of_key: u64) -> bool {
     let Some(hash) = FR_FLOWS.get_ptr(0) else {
         return false;
     };
-    // SAFETY: the first entry is a `FlowHash`, which nobody writes after the program was loaded.
+    // SAFETY: the first entry is a `FlowHash`. Userspace writes its mask, a whole word; any value leads into the array or
+    // to none.
     let place = unsafe { &*hash.cast::<FlowHash>() }.place_of(of_key);
     has_mark(place.buckets[0], place.mark) || has_mark(place.buckets[1], place.mark)
 }
