@@ -195,7 +195,7 @@ fn root_a_thousand_next_hops_of_a_group_of_objects() {
             };
             ip_batch(&(0..HOPS).map(object).collect::<String>());
             let members: Vec<_> =
-                (0..HOPS).map(|n| (first + u32::from(n), u16::from(n % 2 == 0))).collect();
+                (0..HOPS).map(|n| (first + u32::from(n), u16::from(n.is_multiple_of(2)))).collect();
             set_group(group, &members).expect("the kernel accepts it");
             let (family, prefix) =
                 if v4 { ("-4", "10.50.0.0/16") } else { ("-6", "2001:db8:50::/48") };

@@ -24,7 +24,7 @@ fn table(verb: &str, generation: u32) -> String {
     }
     for n in 0..ROUTES6 {
         let hop = 2 + (n + generation) % 5;
-        let net = if generation % 2 == 0 { "2001:db8" } else { "2001:db8:1" };
+        let net = if generation.is_multiple_of(2) { "2001:db8" } else { "2001:db8:1" };
         let _ = writeln!(lines, "route {verb} 2001:db9:{n:x}::/48 via {net}::{hop}");
     }
     lines
