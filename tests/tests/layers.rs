@@ -54,7 +54,7 @@ const STAGES: [&[&str]; 16] = [
     &["route", "ip_output"],
     &["route6", "ip_fragment"],
     &["ip_forward", "ip6_forward", "xfrm_input", "xfrm_output"],
-    &["local_out"],
+    &["local_out", "xfrmi_xmit"],
     &["icmp_send", "icmp6_send"],
     &["ip6_output", "neigh_poll", "nf_flow_table", "xfrm_policy"],
     &["burst"],

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::conntrack::{Ct, FlowTable, nf_nat_packet};
 use super::decision::{Basis, Decision, Learnt};
 use super::hook_states::HookStates;
+use super::nft::xfrm::SaInfo;
 use super::nft::{Around, BaseChainId, Family, Nft, NftVerdict, Observer, Tracking, Transport};
 use super::traced;
 use crate::skb::SkBuff;
@@ -515,6 +516,15 @@ impl Hooks {
             self.learn(at, skb.mark, ctx.tables, own);
         }
         verdict
+    }
+
+    /// A packet has left by an xfrm interface, and passes POST_ROUTING once more to be protected by an SA: as one whose
+    /// connection is not known.
+    #[inline]
+    pub fn scrub(&self, pf: Family, sent_by: SaInfo, own: &mut HookStates) {
+        if !self.is_empty() {
+            own.scrubbed(sent_by, if self.tracks(pf) { Ct::Null } else { Ct::Off });
+        }
     }
 
     /// Leaves the flow of a packet that is left to the kernel to it, because others of its packets would take the

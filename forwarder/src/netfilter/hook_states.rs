@@ -159,6 +159,12 @@ impl HookStates {
         self.sent_by = Some(sa);
     }
 
+    /// `xfrmi_scrub_packet`: its connection is not known any more, and it is to be protected.
+    pub(super) fn scrubbed(&mut self, sent_by: SaInfo, ct: Ct) {
+        self.reset_ct();
+        (self.ct, self.sent_by) = (ct, Some(sent_by));
+    }
+
     /// The current packet has been protected (`xfrm_output_resume`).
     #[inline]
     pub fn protected(&mut self) {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::Exit;
 use crate::fib::{FibInfo, Nexthop};
+use crate::ipsec::Family;
 use crate::neigh::Neighbour;
 use crate::skb::SkBuff;
 use crate::stats::PuntReason;
@@ -12,6 +13,8 @@ use crate::wire::ethernet::HEADER_LEN;
 
 /// IP_MAX_MTU and IP6_MAX_MTU, octets, limited to a 16-bit length field.
 const MTU_MAX: u32 = 0xffff;
+/// The port of an xfrm interface: there is none, and a packet for it would be dropped.
+const NO_PORT: u16 = u16::MAX;
 
 /// Where packets are sent, and how.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +60,40 @@ impl<'a> Dst<'a> {
         // ip_dst_mtu_maybe_forward: the route's own MTU takes precedence.
         let mtu = if info.mtu != 0 { info.mtu } else { dev.mtu }.min(MTU_MAX);
         Ok(Dst { info: Some(info), nexthop: Some(nexthop), mtu, ..Dst::on_link(dev, port, mtu) })
+    }
+
+    /// The same for a packet that is forwarded, which may leave by an xfrm interface: it is protected, and then has a route
+    /// of its own.
+    ///
+    /// # Errors
+    /// As those of [`Dst::new`].
+    #[inline(always)]
+    pub fn forwarded(
+        info: &'a FibInfo,
+        nexthop: &'a Nexthop,
+        family: Family,
+        tables: &'a Tables,
+    ) -> Result<Dst<'a>, Exit> {
+        Dst::new(info, nexthop, tables)
+            .or_else(|exit| Dst::by_xfrmi(info, nexthop, family, tables).ok_or(exit))
+    }
+
+    /// The route by an xfrm interface. `None`: it is by another interface, or the kernel's.
+    #[cold]
+    #[inline(never)]
+    fn by_xfrmi(
+        info: &'a FibInfo,
+        nexthop: &'a Nexthop,
+        family: Family,
+        tables: &'a Tables,
+    ) -> Option<Dst<'a>> {
+        let dev = tables.links.dev(nexthop.dev?)?;
+        // Without policies nothing is protected. Which of several next hops a packet takes is up to the kernel.
+        let may_be = dev.up && info.nexthops.len() == 1 && tables.xfrm.concern_sent(family);
+        dev.xfrmi.filter(|_| may_be)?;
+        let mtu = if info.mtu != 0 { info.mtu } else { dev.mtu }.min(MTU_MAX);
+        let dst = Dst::on_link(dev, NO_PORT, mtu);
+        Some(Dst { info: Some(info), nexthop: Some(nexthop), ..dst })
     }
 
     /// A destination on the link of `dev`, without a route.
@@ -139,6 +176,9 @@ impl<'a> Dst<'a> {
 
     #[inline(never)]
     fn find_neigh(&mut self, daddr: IpAddr, tables: &'a Tables) {
+        if self.dev.xfrmi.is_some() {
+            return;
+        }
         let nexthop = match self.gateway() {
             Some(gateway) => *gateway,
             None => daddr,

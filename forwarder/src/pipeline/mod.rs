@@ -27,7 +27,8 @@
 //! The router's own packets are ICMP errors only; they enter at LOCAL_OUT. Packets for this host are punted before
 //! LOCAL_IN, which the kernel runs, but for IPsec packets: these pass PRE_ROUTING and LOCAL_IN, are opened
 //! ([`xfrm_input`]), and the packet inside begins anew; their fragments are put together before ([`ip_defrag`]). What
-//! IPsec protects becomes another packet after POST_ROUTING, which passes LOCAL_OUT and POST_ROUTING ([`xfrm_output`]).
+//! IPsec protects becomes another packet after POST_ROUTING, which passes LOCAL_OUT and POST_ROUTING ([`xfrm_output`]); what
+//! leaves by an xfrm interface passes POST_ROUTING twice before ([`xfrmi_xmit`]).
 //! Not here: other reassembly, multicast routing, redirects (the kernel sends them), other tunnels.
 //!
 //! Nothing here allocates, blocks, logs or reads a clock; the time is in [`Ctx`].
@@ -85,6 +86,7 @@ mod xfrm_ahead;
 mod xfrm_input;
 mod xfrm_output;
 mod xfrm_policy;
+mod xfrmi_xmit;
 
 pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
 pub use exit::{Exit, IcmpError};
@@ -133,8 +135,9 @@ use secpath::give_back;
 use way::Way;
 use xfrm::concern_sent;
 use xfrm_input::xfrm_input;
-use xfrm_output::xfrm_output;
+use xfrm_output::{Bundle, xfrm_output};
 use xfrm_policy::{xfrm_lookup_sent, xfrm_policy_check};
+use xfrmi_xmit::xfrmi_xmit;
 
 /// Forwards received packets, oldest first, and leaves `burst` empty. Afterwards [`Ctx::out`] holds
 /// packets to send, packets to punt and neighbours to resolve; the worker empties it before the next
@@ -266,19 +269,22 @@ fn forward<'a, M: Mode>(
         if !matches!(opened, Ok(None)) {
             traced::stage::<M>(Stage::XfrmInput, ctx);
         }
-        let opened = opened?;
-        way.secpath = opened.map(|(_, secpath)| secpath);
-        Ok((opened.map_or(protocol, |(inside, _)| inside), dev))
+        let Some((inside, secpath, dev)) = opened? else { return Ok((protocol, dev)) };
+        way.secpath = Some(secpath);
+        if dev.xfrmi.is_some() {
+            traced::step::<M>(|| Step::Dev { ifindex: dev.ifindex }, ctx);
+        }
+        Ok((inside, dev))
     });
     way.received_len = Original::len_of::<M>(skb);
     let disposition = match received {
         Ok((EtherType::IPV4, dev)) => match ip_rcv::<M>(skb, dev, routes, &mut way, ctx) {
             Ok(routed) => output(skb, (EtherType::IPV4, dev), routed, &way, defer_output, ctx),
-            Err(exit) => handle_exit(skb, exit, ctx),
+            Err(exit) => handle_exit(skb, way.exit(exit), ctx),
         },
         Ok((_, dev)) => match ip6_rcv::<M>(skb, dev, routes, &mut way, ctx) {
             Ok(routed) => output(skb, (EtherType::IPV6, dev), routed, &way, defer_output, ctx),
-            Err(exit) => handle_exit(skb, exit, ctx),
+            Err(exit) => handle_exit(skb, way.exit(exit), ctx),
         },
         Err(exit) => handle_exit(skb, exit, ctx),
     };
@@ -403,7 +409,8 @@ fn ip_rcv<'a, 'k, M: Mode>(
     let mut bundle = None;
     if M::HOOKED {
         bundle = xfrm_policy_check(skb, Family::Ip, way, dst, ctx)?;
-        if let Some(bundle) = bundle.as_ref().filter(|_| !ctx.hooks.is_empty()) {
+        let is_seen = |it: &&Bundle<'_>| !it.by_xfrmi && !ctx.hooks.is_empty();
+        if let Some(bundle) = bundle.as_ref().filter(is_seen) {
             ctx.state.hooks.is_sent_by(bundle.sa());
         }
     }
@@ -432,6 +439,10 @@ fn ip_rcv<'a, 'k, M: Mode>(
         xfrm_lookup_sent(skb, Family::Ip, dst, bundle.as_ref(), ctx)?;
     }
     if let Some(bundle) = bundle {
+        if bundle.by_xfrmi {
+            let sent = xfrmi_xmit::<M>(skb, Family::Ip, dst, (bundle, hooked), way, ctx);
+            return sent.map(Routed::Protected);
+        }
         traced::stage::<M>(Stage::XfrmOutput, ctx);
         return xfrm_output::<M>(skb, bundle, Some(dev), way, ctx).map(Routed::Protected);
     }
@@ -497,14 +508,16 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     let mut bundle = None;
     if M::HOOKED {
         bundle = xfrm_policy_check(skb, Family::Ip6, way, dst, ctx)?;
-        if let Some(bundle) = bundle.as_ref().filter(|_| !ctx.hooks.is_empty()) {
+        let is_seen = |it: &&Bundle<'_>| !it.by_xfrmi && !ctx.hooks.is_empty();
+        if let Some(bundle) = bundle.as_ref().filter(is_seen) {
             ctx.state.hooks.is_sent_by(bundle.sa());
         }
     }
     traced::stage::<M>(Stage::Ip6ForwardChecks, ctx);
     let may_redirect = bundle.is_none() && way.secpath.is_none();
     ip6_forward_checks(skb, &hdr, (dev, may_redirect), dst, ctx)?;
-    if M::HOOKED && may_be_kernels_error(Family::Ip6, ctx) && !dst.fits(skb) {
+    let is_kernels = || way.is_by_xfrmi() || may_be_kernels_error(Family::Ip6, ctx);
+    if M::HOOKED && !dst.fits(skb) && is_kernels() {
         // The error may be the kernel's to send, and cannot be once the packet has been output.
         return Err(Exit::Punt(match ctx.hooks.see_own_packets(Family::Ip6) {
             true => PuntReason::Netfilter,
@@ -524,6 +537,10 @@ fn ip6_rcv<'a, 'k, M: Mode>(
         xfrm_lookup_sent(skb, Family::Ip6, dst, bundle.as_ref(), ctx)?;
     }
     if let Some(bundle) = bundle {
+        if bundle.by_xfrmi {
+            let sent = xfrmi_xmit::<M>(skb, Family::Ip6, dst, (bundle, hooked), way, ctx);
+            return sent.map(Routed::Protected);
+        }
         traced::stage::<M>(Stage::XfrmOutput, ctx);
         return xfrm_output::<M>(skb, bundle, Some(dev), way, ctx).map(Routed::Protected);
     }

@@ -14,6 +14,7 @@ use super::ip_error::{RouteError, ip_error};
 use super::{Ctx, Exit};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::hash_table::mix;
+use crate::ipsec::Family;
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
 use crate::tables::{LOOPBACK_IFINDEX, Link, RpFilter};
@@ -54,7 +55,7 @@ pub(super) fn ip_route_input<'a, 'k>(
     let has_all_locals = routes.has_all_locals;
     let dst = routes.hint4.by(info, dev.ifindex, || {
         let nexthop = fib_select_path(info, || multipath_hash(skb, ctx))?;
-        let dst = Dst::new(info, nexthop, tables)?;
+        let dst = Dst::forwarded(info, nexthop, Family::Ipv4, tables)?;
         Ok(Dst {
             source_validation: SourceValidation::of(dev, dst.dev.ifindex, has_all_locals),
             ..dst

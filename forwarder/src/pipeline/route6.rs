@@ -8,7 +8,8 @@ use super::dst::Dst;
 use super::headers::Ipv6hdr;
 use super::route::{MultipathHash, fib_select_path, mix32};
 use super::{Ctx, Exit, IcmpError};
-use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
+use crate::fib::{FibInfo, FibResult, Flow, RouteType};
+use crate::ipsec::Family;
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
 use crate::tables::{Inet6Ifaddr, LOOPBACK_IFINDEX, Link, Tables};
@@ -49,7 +50,7 @@ pub(super) fn ip6_route_input<'a, 'k>(
     };
     routes.hint6.by(info, flow.iif, || {
         let nexthop = fib_select_path(info, || multipath_hash(skb, ctx))?;
-        dst6(info, nexthop, ctx.tables)
+        Ok(with_mtu6(info, Dst::forwarded(info, nexthop, Family::Ipv6, ctx.tables)?))
     })?;
     routes.hint6.learn(flow);
     routes.hint6.dst()
@@ -58,11 +59,10 @@ pub(super) fn ip6_route_input<'a, 'k>(
 /// `ip6_dst_mtu_maybe_forward`, then the route's own MTU, which the kernel checks on output; at least the
 /// IPv6 minimum link MTU.
 #[inline]
-fn dst6<'a>(info: &'a FibInfo, nexthop: &'a Nexthop, tables: &'a Tables) -> Result<Dst<'a>, Exit> {
-    let mut dst = Dst::new(info, nexthop, tables)?;
+fn with_mtu6<'a>(info: &'a FibInfo, mut dst: Dst<'a>) -> Dst<'a> {
     let of_dev = mtu_of_dev(dst.dev);
     dst.mtu = if info.mtu != 0 { info.mtu.min(of_dev).max(MTU_MIN) } else { of_dev };
-    Ok(dst)
+    dst
 }
 
 /// IPv6 MTU of an interface, octets; at least the IPv6 minimum link MTU.
@@ -138,7 +138,7 @@ pub(super) fn ip6_route_output<'a>(
     let seed = ctx.state.hash_seed;
     let hash = || mix32(seed ^ daddr.to_bits() as u64 ^ (daddr.to_bits() >> 64) as u64);
     let nexthop = fib_select_path(info, || Ok(hash()))?;
-    dst6(info, nexthop, ctx.tables)
+    Ok(with_mtu6(info, Dst::new(info, nexthop, ctx.tables)?))
 }
 
 /// `ipv6_dev_get_saddr`: our best source address for `daddr` (RFC 6724 §5, the rules that apply to a

@@ -31,16 +31,17 @@ use crate::wire::{EtherType, Protocol, checksum, udp};
 const VERSION_4_NO_OPTIONS: u8 = 0x45;
 
 /// Removes the protection of a packet for this host, if it has one that workers can remove, and returns the protocol
-/// of the packet inside. `None`: it is another packet, or the kernel's.
+/// of the packet inside and the interface that counts as the one that received that. `None`: it is another packet, or the
+/// kernel's.
 ///
 /// # Errors
 /// [`Exit::Drop`]: the SA refuses it.
 pub(super) fn xfrm_input<'a, M: PathMode>(
     skb: &mut SkBuff,
     protocol: EtherType,
-    dev: &Link,
+    dev: &'a Link,
     ctx: &mut Ctx<'a>,
-) -> Result<Option<(EtherType, Secpath<'a>)>, Exit> {
+) -> Result<Option<(EtherType, Secpath<'a>, &'a Link)>, Exit> {
     let packet = skb.network_header();
     let may_be = match protocol {
         EtherType::IPV4 => may_be_ipsec4(packet),
@@ -61,6 +62,10 @@ pub(super) fn xfrm_input<'a, M: PathMode>(
     if !is_mapped || config.mode != Mode::Tunnel || !is_for_host(skb, protocol, dev, ctx) {
         return Ok(None);
     }
+    let ends = [located.src, located.dst];
+    let Some(inside) = ctx.tables.links.of_opened(config.if_id, ends, dev) else {
+        return Ok(None);
+    };
     ctx.state.xfrm_received.keep(skb);
     let ran = match pass_local_in::<M>(skb, protocol, dev, &located, ctx) {
         Err(Exit::Punt(reason)) => return Err(restored(skb, reason, ctx)),
@@ -114,7 +119,7 @@ pub(super) fn xfrm_input<'a, M: PathMode>(
         ctx.state.hooks.opened(SaInfo::of(state.state()));
     }
     let secpath = Secpath { state, octets };
-    Ok(Some((inner_protocol, secpath)))
+    Ok(Some((inner_protocol, secpath, inside)))
 }
 
 /// Runs the hook functions that a packet for this host passes.

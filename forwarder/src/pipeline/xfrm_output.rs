@@ -37,7 +37,9 @@ pub(super) struct Bundle<'a> {
     /// The route of the packet itself, with the MTU that the SA leaves of it.
     pub dst: Dst<'a>,
     /// The route of the outer packet.
-    outer: Dst<'a>,
+    pub outer: Dst<'a>,
+    /// It is that of packets which an xfrm interface has sent.
+    pub by_xfrmi: bool,
 }
 
 impl Bundle<'_> {
@@ -57,7 +59,8 @@ impl Bundle<'_> {
     }
 }
 
-/// The route of a packet, routed by `dst`, that an SA is to protect.
+/// The route of a packet, routed by `dst`, that an SA is to protect. If that is by an xfrm interface, the interface has
+/// sent it.
 ///
 /// # Errors
 /// The packet is the kernel's.
@@ -89,8 +92,11 @@ pub(super) fn xfrm_bundle_create<'a>(
         }
         _ => return Err(KERNEL),
     };
-    // The kernel looks for a route by the interface that the packet itself would leave by.
-    if outer.dev.ifindex != dst.dev.ifindex || outer.is_multipath() || dst.is_multipath() {
+    // The kernel looks for a route by the interface that the packet itself would leave by, or by the lower one of an xfrm
+    // interface, if it has one.
+    let oif = dst.dev.xfrmi.map_or(dst.dev.ifindex, |xfrmi| xfrmi.link);
+    let is_by_oif = outer.dev.ifindex == oif || oif == 0;
+    if !is_by_oif || outer.is_multipath() || dst.is_multipath() {
         return Err(KERNEL);
     }
     let len = skb.network_len();
@@ -111,7 +117,8 @@ pub(super) fn xfrm_bundle_create<'a>(
     }
     // The packet itself is not cut.
     let mtu = mtu.max(len as u32);
-    Ok(Bundle { state, dst: Dst { mtu, ..*dst }, outer })
+    let by_xfrmi = dst.dev.xfrmi.is_some();
+    Ok(Bundle { state, dst: Dst { mtu, ..*dst }, outer, by_xfrmi })
 }
 
 /// Protects a packet that has passed POST_ROUTING; `dev`: what received it, `None`: it is the router's own.

@@ -6,6 +6,7 @@ use super::dst::Dst;
 use super::way::Way;
 use super::xfrm::{concern_sent, family, has_long_headers, pass, readable};
 use super::xfrm_output::{Bundle, xfrm_bundle_create};
+use super::xfrmi_xmit::xfrmi_lookup;
 use super::{Ctx, Exit};
 use crate::netfilter::Family;
 use crate::skb::SkBuff;
@@ -52,8 +53,8 @@ pub(super) fn xfrm_lookup_sent(
     }
     let flow = readable(skb.network_header(), dst.dev.ifindex, skb.mark, ctx.tables);
     match bundle {
-        None => pass(flow, |flow| ctx.tables.xfrm.concerns_sent(flow)),
-        Some(bundle) => pass(flow, |flow| !bundle.is_for(flow, ctx)),
+        Some(bundle) if !bundle.by_xfrmi => pass(flow, |flow| !bundle.is_for(flow, ctx)),
+        _ => pass(flow, |flow| ctx.tables.xfrm.concerns_sent(flow)),
     }
 }
 
@@ -85,7 +86,9 @@ fn check<'a>(
         return KERNEL;
     }
     match tables.xfrm.lookup_sent(&routed, ctx.now_s()) {
+        XfrmLookup::Pass if dst.dev.xfrmi.is_some() => xfrmi_lookup(skb, pf, dst, ctx).map(Some),
         XfrmLookup::Pass => Ok(None),
+        XfrmLookup::Protect(_) if dst.dev.xfrmi.is_some() => KERNEL,
         XfrmLookup::Protect(state) => xfrm_bundle_create(skb, pf, dst, state, ctx).map(Some),
         XfrmLookup::Kernel => KERNEL,
     }

@@ -10,6 +10,7 @@ mod in_ifaddr;
 pub mod publish;
 pub mod vlan;
 pub mod xfrm;
+pub mod xfrmi;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -26,8 +27,10 @@ pub use in_ifaddr::{InIfaddr, Inet6Ifaddr, RT_SCOPE_HOST, RT_SCOPE_LINK};
 pub use publish::{Published, Snapshot};
 pub use vlan::{EgressTag, Tag, TagStack, Vlan};
 pub use xfrm::{Wanted, XfrmLookup, XfrmPolicies, XfrmStates};
+pub use xfrmi::{TunnelTaker, Xfrmi};
 
 use vlan::Tagged;
+use xfrmi::ByIfId;
 
 /// ifindex of `lo` in every network namespace: the input interface of the router's own packets in lookups.
 pub const LOOPBACK_IFINDEX: u32 = 1;
@@ -76,6 +79,10 @@ pub struct Link {
     pub port: Option<u16>,
     /// Set for a VLAN sub-interface.
     pub vlan: Option<Vlan>,
+    /// Set for an xfrm interface that workers receive by and send by. It has no port.
+    pub xfrmi: Option<Xfrmi>,
+    /// It takes packets of tunnels, and is the kernel's.
+    pub takes: Option<TunnelTaker>,
     /// Own MAC address.
     pub mac: [u8; 6],
     /// IP MTU in octets.
@@ -137,6 +144,8 @@ impl Link {
             name: name.to_owned(),
             port: None,
             vlan: None,
+            xfrmi: None,
+            takes: None,
             mac: [0; 6],
             mtu: 1500,
             mtu6: 1500,
@@ -166,13 +175,14 @@ impl Link {
     /// Its number among the interfaces that packets are sent by; see [`Links::dev`]. For a port it is the
     /// port's number.
     pub fn dev(&self) -> Option<u16> {
-        self.port.map(|port| self.vlan.as_ref().map_or(port, |vlan| vlan.dev))
+        let of_port = || self.port.map(|port| self.vlan.as_ref().map_or(port, |vlan| vlan.dev));
+        self.xfrmi.map(|xfrmi| xfrmi.dev).or_else(of_port)
     }
 
     /// Its number in keys of offloaded flows: that of a VLAN is never one that a port has or had, because the XDP
     /// program gets numbers of VLANs after they have changed. `None`: it cannot be one.
     pub fn flow_number(&self) -> Option<u16> {
-        let dev = self.dev().filter(|dev| dev & VLAN_FLOWS == 0)?;
+        let dev = self.dev().filter(|dev| dev & VLAN_FLOWS == 0 && self.xfrmi.is_none())?;
         Some(if self.vlan.is_some() { dev | VLAN_FLOWS } else { dev })
     }
 }
@@ -191,8 +201,11 @@ pub struct Links {
     links: Vec<Arc<Link>>,
     /// Ports, indexed by port number.
     by_port: Vec<Option<Arc<Link>>>,
-    /// Ports and their VLAN sub-interfaces, indexed by [`Link::dev`].
+    /// Ports, their VLAN sub-interfaces and xfrm interfaces, indexed by [`Link::dev`].
     by_dev: Vec<Option<Arc<Link>>>,
+    by_if_id: HashTable<ByIfId>,
+    /// Of interfaces that only the kernel has.
+    takers: Vec<TunnelTaker>,
     by_tags: HashTable<Tagged>,
     /// All our IPv4 addresses and broadcast addresses.
     local4: HashTable<LocalAddr>,
@@ -214,9 +227,12 @@ impl Links {
         let broadcasts = links.iter().flat_map(|link| link.broadcasts4.iter().copied());
         let local = own.chain(broadcasts).filter(|addr| !addr.is_unspecified());
         let local4 = HashTable::new(local.map(|addr| LocalAddr(addr.to_bits())));
+        let xfrmis = links.iter().filter_map(|link| link.xfrmi);
+        let by_if_id = HashTable::new(xfrmis.map(|Xfrmi { if_id, dev, .. }| ByIfId { if_id, dev }));
+        let takers = links.iter().filter_map(|link| link.takes).collect();
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Links { id, links, by_port, by_dev, by_tags, local4 }
+        Links { id, links, by_port, by_dev, by_if_id, takers, by_tags, local4 }
     }
 
     /// Whether an IPv4 address is configured on any interface (kernel: `inet_lookup_ifaddr_rcu`). A
@@ -238,8 +254,8 @@ impl Links {
         self.by_port.get(port as usize)?.as_deref()
     }
 
-    /// The interface by the number that next hops store: ports first, then VLAN sub-interfaces. It has a
-    /// port.
+    /// The interface by the number that next hops store: ports first, then VLAN sub-interfaces, which have a
+    /// port, then xfrm interfaces.
     #[inline]
     pub fn dev(&self, dev: u16) -> Option<&Link> {
         self.by_dev.get(dev as usize)?.as_deref()

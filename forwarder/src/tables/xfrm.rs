@@ -32,16 +32,20 @@ pub struct Wanted {
     pub proto: Protocol,
     /// The number that policies refer to it by.
     pub reqid: u32,
+    /// The xfrm interface that it belongs to; 0: none.
+    pub if_id: u32,
 }
 
 impl Wanted {
     fn of_state(state: &State) -> Wanted {
         let config = state.config();
-        Wanted { dst: config.dst, proto: state.protocol(), reqid: config.reqid }
+        let (dst, proto) = (config.dst, state.protocol());
+        Wanted { dst, proto, reqid: config.reqid, if_id: config.if_id }
     }
 
-    fn of_template(template: &Template) -> Wanted {
-        Wanted { dst: template.dst, proto: template.proto, reqid: template.reqid }
+    fn of_template(policy: &Policy, template: &Template) -> Wanted {
+        let Template { dst, proto, reqid, .. } = *template;
+        Wanted { dst, proto, reqid, if_id: policy.if_id }
     }
 }
 
@@ -162,7 +166,8 @@ impl XfrmPolicies {
         let mut places = Vec::new();
         for (direction, policy) in policies {
             let template = template(policy).filter(|_| *direction == Direction::Out);
-            let Some(wanted) = template.map(Wanted::of_template) else { continue };
+            let wanted = template.map(|template| Wanted::of_template(policy, template));
+            let Some(wanted) = wanted else { continue };
             // Which of several SAs the kernel takes is known only if all of them are.
             let known = by_wanted.get(&wanted).filter(|_| !kernels.contains(&wanted));
             let Some(known) = known else { continue };
@@ -196,12 +201,19 @@ impl XfrmPolicies {
     /// What happens to a packet that is forwarded: `xfrm_lookup` of direction out. Time in seconds.
     #[must_use]
     pub fn lookup_sent(&self, flow: &Flow, now_s: u64) -> XfrmLookup<'_> {
-        let policy = match self.sent(flow) {
+        self.lookup_sent_by(0, flow, now_s)
+    }
+
+    /// The same among the policies of an xfrm interface, by which it is sent: `xfrm_lookup_with_ifid`. What passes, such
+    /// an interface does not send.
+    #[must_use]
+    pub fn lookup_sent_by(&self, if_id: u32, flow: &Flow, now_s: u64) -> XfrmLookup<'_> {
+        let policy = match self.sent(flow, if_id) {
             None => return XfrmLookup::Pass,
             Some(None) => return XfrmLookup::Kernel,
             Some(Some(policy)) => policy,
         };
-        if self.spd.has_rival(Direction::Out, flow, 0, policy) {
+        if self.spd.has_rival(Direction::Out, flow, if_id, policy) {
             return XfrmLookup::Kernel;
         }
         let state = || {
@@ -213,18 +225,19 @@ impl XfrmPolicies {
     }
 
     /// Whether a forwarded packet that SAs have protected passes (`__xfrm_policy_check` of direction fwd). If not, the
-    /// kernel decides. `flow`: without the protection.
+    /// kernel decides. `flow`: without the protection. It was received by the xfrm interface of the SA, if that has one.
     #[must_use]
     pub fn permits_opened(&self, flow: &Flow, state: &InboundState) -> bool {
+        let if_id = state.state().config().if_id;
         let is_kernels = |policy: &Policy| {
-            policy.is_kernels || self.spd.has_rival(Direction::Fwd, flow, 0, policy)
+            policy.is_kernels || self.spd.has_rival(Direction::Fwd, flow, if_id, policy)
         };
-        if self.spd.lookup(Direction::Fwd, flow, 0).is_some_and(is_kernels) {
+        if self.spd.lookup(Direction::Fwd, flow, if_id).is_some_and(is_kernels) {
             return false;
         }
         let secpath = [state.state()];
         let received =
-            Received { flow: *flow, secpath: &secpath, verified: 0, if_id: 0, quoted: None };
+            Received { flow: *flow, secpath: &secpath, verified: 0, if_id, quoted: None };
         self.spd.policy_check(Direction::Fwd, &received).is_ok()
     }
 
@@ -295,12 +308,12 @@ impl XfrmPolicies {
     /// Whether a packet that is sent is to be protected, or dropped: `xfrm_lookup` of direction out.
     #[must_use]
     pub fn concerns_sent(&self, flow: &Flow) -> bool {
-        self.sent(flow).is_some()
+        self.sent(flow, 0).is_some()
     }
 
     /// The policy by which a packet that is sent is protected or dropped. `Some(None)`: it may be one that only the kernel
     /// finds.
-    fn sent(&self, flow: &Flow) -> Option<Option<&Policy>> {
+    fn sent(&self, flow: &Flow, if_id: u32) -> Option<Option<&Policy>> {
         let family = flow.family() as usize;
         if !self.concerned[1][family] {
             return None;
@@ -309,7 +322,7 @@ impl XfrmPolicies {
             // The same of those policies, if they have the flag (`xfrm_out_fwd_icmp`).
             return Some(None);
         }
-        let policy = self.spd.lookup(Direction::Out, flow, 0);
+        let policy = self.spd.lookup(Direction::Out, flow, if_id);
         policy.filter(|policy| !is_permission(policy)).map(Some)
     }
 
@@ -338,7 +351,6 @@ fn template(policy: &Policy) -> Option<&Template> {
     let [template] = policy.templates.as_slice() else { return None };
     let is_plain = policy.action == Action::Allow
         && !policy.is_kernels
-        && policy.if_id == 0
         && template.mode == Mode::Tunnel
         && !template.is_optional
         && template.aalgos.is_none()

@@ -26,6 +26,8 @@ pub enum Stage {
     IpDefrag,
     /// The protection of IPsec is removed.
     XfrmInput,
+    /// The packet leaves by an xfrm interface.
+    XfrmiXmit,
     /// The packet is protected by IPsec.
     XfrmOutput,
     /// TTL and MTU, IPv4.
@@ -58,6 +60,7 @@ impl Stage {
             Stage::IpRcvOptions => "ip_rcv_options",
             Stage::IpDefrag => "ip_defrag",
             Stage::XfrmInput => "xfrm_input",
+            Stage::XfrmiXmit => "xfrmi_xmit",
             Stage::XfrmOutput => "xfrm_output",
             Stage::IpForwardChecks => "ip_forward_checks",
             Stage::Ip6ForwardChecks => "ip6_forward_checks",

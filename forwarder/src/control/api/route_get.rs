@@ -133,7 +133,9 @@ impl RouteGet {
             self.prefsrc =
                 info.prefsrc.or_else(|| source(tables, info, link?, self.dst, nexthop.gateway));
         }
-        if nexthop.dev.is_none() {
+        // An xfrm interface has a number whether or not it is followed.
+        let is_left = |link: &Link| link.noarp && link.dev().is_none();
+        if nexthop.dev.is_none() || link.is_some_and(is_left) {
             self.punt = Some(PuntReason::ForeignOif.name());
         }
     }

@@ -12,8 +12,18 @@ use crate::netfilter::nft::Tracking;
 use crate::tables::XfrmPolicies;
 
 impl Supervisor {
+    /// Has the workers use the xfrm interfaces on which nothing filters.
+    fn follow_xfrmis(&mut self) {
+        let mut filters = self.firewall.of_xfrmis();
+        if self.options.ignore_firewall {
+            filters.values_mut().for_each(String::clear);
+        }
+        self.mirror.set_xfrmi_filters(filters);
+    }
+
     /// Has the workers apply the current IPsec policies from their next burst on.
     pub(super) fn follow_policies(&mut self) -> Result<()> {
+        self.follow_xfrmis();
         // If they cannot be read, those from before apply until the kernel has all packets.
         let Some(policies) = self.firewall.policies().filter(|_| !self.options.ignore_firewall)
         else {
@@ -33,9 +43,14 @@ impl Supervisor {
         let is_enabled = !self.policies.is_empty() && self.ipsec_filter().is_none();
         if self.sas.is_none() && is_enabled {
             let wakeup = Arc::clone(&self.wakeup);
-            let sas = SaFollower::start(self.locals(), move || wakeup.wake())
-                .context("cannot start the thread fr-xfrm")?;
+            let sas = SaFollower::start(self.locals(), &self.mirror.tables().links, move || {
+                wakeup.wake()
+            })
+            .context("cannot start the thread fr-xfrm")?;
             self.sas = Some(sas);
+        }
+        if let Some(sas) = &mut self.sas {
+            sas.set_links(&self.mirror.tables().links);
         }
         if self.sas.as_ref().is_some_and(|sas| sas.set_tracked(self.tracked())) {
             self.steer_sas()?;

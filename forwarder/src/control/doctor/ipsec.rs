@@ -5,7 +5,7 @@ use netlink_sys::protocols::NETLINK_XFRM;
 use super::Finding;
 use crate::control::firewall::Rules;
 use crate::control::netlink::query::NlSock;
-use crate::control::xfrm::state;
+use crate::control::xfrm::{state, workers};
 
 /// SAs of the kernel that are named.
 const NAMED_MAX: usize = 8;
@@ -39,20 +39,27 @@ pub fn findings(rules: &Rules, obstacle: Option<&str>) -> Vec<Finding> {
     };
     // Those that are being negotiated have no SPI yet.
     let sas = sas.iter().filter(|sa| sa.id.spi != 0);
-    let (usable, kernels): (Vec<_>, Vec<_>) = sas.partition(|sa| sa.obstacle().is_none());
+    let (interfaces, left) = rules.tunnel_interfaces();
+    let obstacle = |sa: &state::KernelState| {
+        let if_id = sa.config.if_id;
+        let has_interface = if_id == 0 || interfaces.contains(&if_id);
+        sa.obstacle().or_else(|| (!has_interface).then(|| workers::no_interface(if_id)))
+    };
+    let (usable, kernels): (Vec<_>, Vec<_>) = sas.partition(|sa| obstacle(sa).is_none());
     let message = format!(
         "{policies} IPsec policies; userspace uses {} SAs, and leaves packets of {} to the kernel",
         usable.len(),
         kernels.len()
     );
-    let name = |sa: &&state::KernelState| Some(format!("{}: {}", sa.id, sa.obstacle()?));
-    let reasons: Vec<String> = kernels.iter().filter_map(name).take(NAMED_MAX).collect();
+    let name = |sa: &&state::KernelState| Some(format!("{}: {}", sa.id, obstacle(sa)?));
+    let reasons = kernels.iter().filter_map(name).chain(left);
+    let reasons: Vec<String> = reasons.take(NAMED_MAX).collect();
     vec![match reasons.is_empty() {
         true => Finding::ok("ipsec", message),
         false => Finding::warn(
             "ipsec",
             format!("{message}: {}", reasons.join("; ")),
-            "negotiate a tunnel with one of the algorithms in docs/IPSEC.md",
+            "docs/IPSEC.md has the algorithms and interfaces that userspace can use",
         ),
     }]
 }

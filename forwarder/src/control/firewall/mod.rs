@@ -26,7 +26,7 @@ mod tc;
 mod xfrm;
 mod xtables;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Instant;
 
@@ -175,7 +175,10 @@ impl Rules {
 
     /// Rules of `ports` or their VLANs alone, not those that apply to packets of every port.
     pub fn own(&self, ports: &[String]) -> Vec<String> {
-        let devices = self.devices(ports);
+        self.own_of(self.devices(ports).into_iter(), ports)
+    }
+
+    fn own_of<'a>(&self, devices: impl Iterator<Item = &'a Nic>, ports: &[String]) -> Vec<String> {
         let mut found = Vec::new();
         for Nic { name, ifindex, xdp_programs, .. } in devices {
             let Some(device) = self.devices.get(*ifindex) else { continue };
@@ -199,6 +202,48 @@ impl Rules {
             }
         }
         found
+    }
+
+    /// What filters packets that are received or sent by each xfrm interface, by ifindex; empty if nothing does. Those
+    /// of which that is not known yet are left out.
+    pub fn of_xfrmis(&self) -> BTreeMap<u32, String> {
+        let known = self.xfrmis().filter(|nic| self.devices.is_known(nic.ifindex));
+        known.map(|nic| (nic.ifindex, self.on_xfrmi(nic))).collect()
+    }
+
+    fn on_xfrmi(&self, nic: &Nic) -> String {
+        let has_clsact = tc::has_clsact(&self.qdiscs, nic.ifindex);
+        let mut found = self.own_of(std::iter::once(nic), &[]);
+        if found.is_empty() && has_clsact {
+            found.push(format!("{} has a qdisc clsact or ingress", nic.name));
+        }
+        found.join("; ")
+    }
+
+    /// The `if_id` of xfrm interfaces that workers use, and the names of interfaces of tunnels, up, that they do not, with
+    /// the reason.
+    pub fn tunnel_interfaces(&self) -> (BTreeSet<u32>, Vec<String>) {
+        let filters = self.of_xfrmis();
+        let (mut used, mut left) = (BTreeSet::new(), Vec::new());
+        for nic in self.nics.iter().filter(|nic| nic.is_up()) {
+            let filters =
+                filters.get(&nic.ifindex).map_or("its filters are not known", String::as_str);
+            match (nic.kind.as_deref(), nic.if_id) {
+                (Some("vti" | "vti6"), _) => left.push(format!("{}: a VTI", nic.name)),
+                (Some("xfrm"), None) => left.push(format!("{}: external", nic.name)),
+                (Some("xfrm"), _) if nic.master.is_some() => {
+                    left.push(format!("{}: in a VRF", nic.name));
+                }
+                (Some("xfrm"), Some(if_id)) if filters.is_empty() => drop(used.insert(if_id)),
+                (Some("xfrm"), _) => left.push(format!("{}: {filters}", nic.name)),
+                _ => {}
+            }
+        }
+        (used, left)
+    }
+
+    fn xfrmis(&self) -> impl Iterator<Item = &Nic> {
+        self.nics.iter().filter(|nic| nic.kind.as_deref() == Some("xfrm"))
     }
 
     /// Chains at the egress of `ports` or their VLANs: packets that leave there are left to the kernel.
@@ -237,10 +282,11 @@ impl Rules {
         own.chain(nic::vlans_of(&self.nics, ports)).collect()
     }
 
-    /// Sets the ports to read, with their VLANs.
+    /// Sets the ports to read, with their VLANs and all xfrm interfaces.
     fn follow_devices(&mut self, ports: &[String]) {
         let mut devices = std::mem::take(&mut self.devices);
-        devices.follow(&self.devices(ports), &self.qdiscs);
+        let followed: Vec<&Nic> = self.devices(ports).into_iter().chain(self.xfrmis()).collect();
+        devices.follow(&followed, &self.qdiscs);
         self.devices = devices;
     }
 

@@ -12,7 +12,7 @@
 //! others in turn, for [`SLICE_TIME`] at a time. The sockets are subscribed before the first reading, so
 //! that no change is missed in between.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -345,6 +345,11 @@ impl Monitor {
     /// before may still hold.
     pub fn policies(&self) -> Option<&[(Direction, Policy)]> {
         self.rules().and_then(Rules::policies)
+    }
+
+    /// What filters packets of each xfrm interface; see [`Rules::of_xfrmis`].
+    pub fn of_xfrmis(&self) -> BTreeMap<u32, String> {
+        self.rules().map_or_else(BTreeMap::new, Rules::of_xfrmis)
     }
 
     /// What the workers apply of the nftables ruleset from now on.

@@ -342,6 +342,7 @@ impl Follower {
         Arc::make_mut(&mut self.state.links).remove(&ifindex);
         self.state.sysctls_dev.remove(&ifindex);
         self.state.taken.remove(&ifindex);
+        self.state.xfrmi_filters.remove(&ifindex);
         Arc::make_mut(&mut self.state.addrs).retain(|addr| addr.ifindex != ifindex);
         self.state.neighs.retain(|(oif, _), _| *oif != ifindex);
         self.state.netconf.retain(|(_, of), _| *of != ifindex.cast_signed());

@@ -31,6 +31,7 @@ mod sysctl;
 mod tests;
 mod unmirrored;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -70,6 +71,9 @@ const VLAN_SYSCTLS: usize = 16;
 /// VLAN sub-interfaces whose files are kept open; with thousands of them, hardly any would be
 /// reused.
 const KEPT_VLANS: usize = 64;
+/// The same of xfrm interfaces.
+const XFRMI_SYSCTLS: usize = 16;
+const KEPT_XFRMIS: usize = 16;
 /// How often neighbours in use are confirmed; DELAY_PROBE_TIME is 5 s.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// VLAN sub-interfaces whose neighbours' settings are read at a time, at that interval.
@@ -160,8 +164,8 @@ pub struct Mirror {
     failures: u32,
     next_sysctl: Instant,
     sysctls: sysctl::Files,
-    /// The VLAN sub-interface whose settings were read last.
-    sysctl_turn: u32,
+    /// The VLAN sub-interface and the xfrm interface whose settings were read last.
+    sysctl_turn: [u32; 2],
     next_keepalive: Instant,
     /// The VLAN sub-interface whose neighbours' settings were read last.
     neigh_turn: u32,
@@ -184,7 +188,7 @@ impl Mirror {
             failures: 0,
             next_sysctl: now,
             sysctls: sysctl::Files::default(),
-            sysctl_turn: 0,
+            sysctl_turn: [0; 2],
             next_keepalive: now + KEEPALIVE_INTERVAL,
             neigh_turn: 0,
             next_reclaim: now + RECLAIM_INTERVAL,
@@ -363,13 +367,17 @@ impl Mirror {
         }
         // Only packets of ports and their VLANs are forwarded here; there may be thousands of
         // VLANs.
-        let vlans = self.compiler.devs.vlans_after(self.sysctl_turn, vlans_max);
-        let next_turn = vlans.last().copied().unwrap_or_default();
+        let devs = &self.compiler.devs;
+        let vlans = devs.vlans_after(self.sysctl_turn[0], vlans_max);
+        let xfrmis = devs.xfrmis_after(self.sysctl_turn[1], XFRMI_SYSCTLS);
+        let next_turn = [&vlans, &xfrmis].map(|uppers| uppers.last().copied().unwrap_or_default());
         let ports = self.compiler.ports.keys().copied();
-        let followed = || ports.clone().chain(self.compiler.devs.vlans_after(0, KEPT_VLANS));
+        let kept =
+            || devs.vlans_after(0, KEPT_VLANS).into_iter().chain(devs.xfrmis_after(0, KEPT_XFRMIS));
+        let followed = || ports.clone().chain(kept());
         let name = |ifindex| state.links.get(&ifindex).map(|link| link.name.as_str());
         files.keep_only(&followed().filter_map(name).collect());
-        for ifindex in ports.chain(vlans) {
+        for ifindex in ports.chain(vlans).chain(xfrmis) {
             let Some(link) = state.links.get(&ifindex) else { continue };
             let own = sysctl::read_dev(files, &link.name);
             if files.has_failed() {
@@ -436,6 +444,15 @@ impl Mirror {
     /// their snapshot.
     pub fn qsbr(&self) -> Arc<Qsbr> {
         Arc::clone(self.compiler.qsbr())
+    }
+
+    /// Sets what filters packets of xfrm interfaces, by ifindex, as far as that is known; empty: nothing does. Publishes.
+    pub fn set_xfrmi_filters(&mut self, filters: BTreeMap<u32, String>) {
+        if self.follower.state.xfrmi_filters != filters {
+            self.follower.state.xfrmi_filters = filters;
+            self.follower.touched.links = true;
+            self.compile();
+        }
     }
 
     /// Sets the IPsec policies. Publishes.

@@ -11,7 +11,8 @@ use super::rib::{
     Expiry, Net, RTNH_F_DEAD, RTNH_F_LINKDOWN, RTNH_F_ONLINK, RibAddr, RouteBody, RouteNexthop,
 };
 use super::state::{
-    AddrState, Family, Lifetime, LinkState, NeighState, Netconf, NexthopState, RuleState, VlanState,
+    AddrState, Family, Lifetime, LinkState, NeighState, Netconf, NexthopState, RuleState,
+    VlanState, VtiState, XfrmiState,
 };
 use crate::control::netlink::message::{Attr, Attrs, Message, ip, u8_at, u16_at, u32_at};
 use crate::tables::AddrLabel;
@@ -77,7 +78,35 @@ fn link_info(link: &mut LinkState, info: Attr<'_>) {
             _ => {}
         }
     }
-    link.vlan = data.filter(|_| link.kind.as_deref() == Some("vlan")).and_then(vlan);
+    match link.kind.as_deref() {
+        Some("vlan") => link.vlan = data.and_then(vlan),
+        Some("xfrm") => link.xfrm = data.and_then(xfrmi),
+        Some("vti" | "vti6") => link.vti = Some(data.map(vti).unwrap_or_default()),
+        _ => {}
+    }
+}
+
+/// IFLA_XFRM_*.
+fn xfrmi(data: Attr<'_>) -> Option<XfrmiState> {
+    let mut xfrmi = XfrmiState::default();
+    for attr in data.nested() {
+        match attr.kind {
+            1 => xfrmi.link = attr.u32()?,
+            2 => xfrmi.if_id = attr.u32()?,
+            3 => xfrmi.collect_md = true,
+            _ => {}
+        }
+    }
+    Some(xfrmi)
+}
+
+/// IFLA_VTI_LOCAL, IFLA_VTI_REMOTE: addresses of either family.
+fn vti(data: Attr<'_>) -> VtiState {
+    let end = |kind| {
+        let attr = data.nested().find(|attr| attr.kind == kind)?;
+        ip(attr.value).filter(|end| !end.is_unspecified())
+    };
+    VtiState { local: end(4), remote: end(5) }
 }
 
 /// IFLA_VLAN_*; before Linux 3.10 802.1Q was the only protocol.

@@ -111,6 +111,30 @@ pub struct LinkState {
     pub slave_kind: Option<String>,
     /// IFLA_INFO_DATA of kind "vlan".
     pub vlan: Option<VlanState>,
+    /// IFLA_INFO_DATA of kind "xfrm".
+    pub xfrm: Option<XfrmiState>,
+    /// IFLA_INFO_DATA of kinds "vti" and "vti6".
+    pub vti: Option<VtiState>,
+}
+
+/// IFLA_XFRM_*: settings of an xfrm interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct XfrmiState {
+    /// IFLA_XFRM_LINK: the interface by which packets leave that it has protected; 0: any.
+    pub link: u32,
+    /// IFLA_XFRM_IF_ID: that of its policies and SAs; 0: it has none of its own.
+    pub if_id: u32,
+    /// IFLA_XFRM_COLLECT_METADATA: `external`.
+    pub collect_md: bool,
+}
+
+/// IFLA_VTI_LOCAL and IFLA_VTI_REMOTE: the ends of tunnels whose packets it takes; `None`: any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct VtiState {
+    /// The router's end.
+    pub local: Option<IpAddr>,
+    /// The other one.
+    pub remote: Option<IpAddr>,
 }
 
 /// IFLA_VLAN_*: VLAN settings of an interface.
@@ -416,6 +440,8 @@ pub struct RouterState {
     /// Interfaces whose packets another interface takes, possibly one in another namespace; see
     /// `rx_handlers`.
     pub taken: BTreeSet<u32>,
+    /// What filters packets of xfrm interfaces, by ifindex; empty if nothing does. Of others it is not known.
+    pub xfrmi_filters: BTreeMap<u32, String>,
 }
 
 impl RouterState {

@@ -9,6 +9,7 @@ use super::compile::info::{Ports, unsupported as route_unsupported};
 use super::compile::links::{RxHandlers, unsupported as link_unsupported};
 use super::compile::rules::{is_undecided as rules_undecided, unsupported as rule_unsupported};
 use super::compile::vlans::{NotMirrored, place};
+use super::compile::xfrmis::{self, XFRMIS_MAX};
 use super::rib::{Net, Rib, RibAddr};
 use super::show;
 use super::state::{Family, RouterState};
@@ -138,12 +139,21 @@ fn has_multipath<A: RibAddr>(state: &RouterState, rib: &Rib<A>) -> bool {
     rib.bodies().iter().any(|(_, body)| body.nexthops.len() > 1 || is_group(body.nhid))
 }
 
-/// Ports and VLANs of ports.
+/// Ports and VLANs of ports, and interfaces of IPsec.
 fn links(state: &RouterState, ports: &Ports, list: &mut Vec<Unmirrored>) {
     let rx_handlers = RxHandlers::new(state);
-    let mut followed = 0;
+    let (mut followed, mut xfrmis) = (0, 0);
     for link in state.links.values() {
-        let why = if ports.contains_key(&link.ifindex) {
+        let why = if link.xfrm.is_some() || link.vti.is_some() {
+            xfrmis += usize::from(link.xfrm.is_some());
+            let first = || format!("not one of the first {XFRMIS_MAX} xfrm interfaces");
+            let why = match link.xfrm {
+                Some(_) if xfrmis > XFRMIS_MAX => Some(first()),
+                Some(_) => xfrmis::obstacle(state, link, &rx_handlers),
+                None => Some("a VTI".to_owned()),
+            };
+            why.filter(|_| link.is_up())
+        } else if ports.contains_key(&link.ifindex) {
             link_unsupported(state, link, &rx_handlers)
         } else {
             match place(state, link, ports, &rx_handlers) {

@@ -23,6 +23,8 @@ const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_XFRM_IF_ID: u16 = 2;
 const IFLA_STATS64: u16 = 23;
 const IFLA_NUM_TX_QUEUES: u16 = 31;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
@@ -80,6 +82,8 @@ pub struct Nic {
     pub rx_queues: u32,
     /// IFLA_NUM_TX_QUEUES.
     pub tx_queues: u32,
+    /// Of an xfrm interface: that of its policies and SAs, unless it has those of any (`external`) or of another namespace.
+    pub if_id: Option<u32>,
     /// Its hardware address; `None`: not six octets long.
     pub mac: Option<[u8; 6]>,
     /// TX counters.
@@ -157,12 +161,17 @@ fn parse_link(message: &Message<'_>) -> Option<Nic> {
             IFLA_NUM_TX_QUEUES => nic.tx_queues = attr.u32()?,
             IFLA_LINKINFO => {
                 nic.kind = find(attr.nested(), IFLA_INFO_KIND).map(|kind| kind.string());
+                let data = find(attr.nested(), IFLA_INFO_DATA);
+                let data = data.filter(|_| nic.kind.as_deref() == Some("xfrm"));
+                let if_id = data.and_then(|data| find(data.nested(), IFLA_XFRM_IF_ID));
+                nic.if_id = if_id.and_then(|attr| attr.u32()).filter(|if_id| *if_id != 0);
             }
             IFLA_XDP => nic.xdp_programs = attr.nested().filter_map(program).collect(),
             _ => {}
         }
     }
     nic.lower = nic.lower.filter(|_| !elsewhere);
+    nic.if_id = nic.if_id.filter(|_| !elsewhere);
     Some(nic)
 }
 

@@ -23,13 +23,17 @@ pub fn obstacle(config: &StateConfig) -> Option<String> {
     let is_transport = config.mode != Mode::Tunnel;
     is_transport
         .then(|| "transport mode".to_owned())
-        .or_else(|| (config.if_id != 0).then(|| "an xfrm interface (if_id)".to_owned()))
         .or_else(|| (config.mark.mask != 0).then(|| "a mark".to_owned()))
         .or_else(|| {
             let selector = &config.selector;
             let sees_upper = selector.proto != 0 || selector.sport.1 | selector.dport.1 != 0;
             sees_upper.then(|| "a selector with a protocol or ports".to_owned())
         })
+}
+
+/// Why workers cannot use an SA whose xfrm interface they do not use.
+pub fn no_interface(if_id: u32) -> String {
+    format!("if_id {if_id:#x}, and userspace uses no xfrm interface with that")
 }
 
 /// Checks what the IPsec library requires of an SA: the length of its keys, its replay window, its addresses.

@@ -26,8 +26,14 @@ use super::xt::{Connmark, ConnmarkMode};
 const JUMP_STACK_SIZE: usize = 16;
 /// IFNAMSIZ.
 const IFNAMSIZ: usize = 16;
-/// ARPHRD_ETHER.
+/// ARPHRD_ETHER, of ports and VLANs.
 const ARPHRD_ETHER: u16 = 1;
+/// ARPHRD_NONE, of xfrm interfaces.
+const ARPHRD_NONE: u16 = 0xfffe;
+
+fn arphrd(link: &Link) -> u16 {
+    if link.xfrmi.is_some() { ARPHRD_NONE } else { ARPHRD_ETHER }
+}
 /// IPS_NAT_MASK: IPS_SRC_NAT and IPS_DST_NAT.
 const IPS_NAT_MASK: u32 = 0x30;
 const NFPROTO_IPV4: u8 = 2;
@@ -406,8 +412,8 @@ impl<T: Observer> Run<'_, T> {
             MetaKey::Iif => index(packet.iif),
             MetaKey::Oif => index(packet.oif),
             MetaKey::Len => host32(packet.skb.network_len() as u32),
-            MetaKey::IifType => packet.iif.map(|_| host16(ARPHRD_ETHER))?,
-            MetaKey::OifType => packet.oif.map(|_| host16(ARPHRD_ETHER))?,
+            MetaKey::IifType => packet.iif.map(|link| host16(arphrd(link)))?,
+            MetaKey::OifType => packet.oif.map(|link| host16(arphrd(link)))?,
             MetaKey::PktType => self.pkt_type().into(),
             MetaKey::SecPath => packet.received_by.is_some().into(),
             // Packets that are forwarded have no socket; the kernel's own sockets have no file. The compiler

@@ -8,7 +8,7 @@ use crate::ipsec::{
 };
 use crate::netfilter::{Hook, HookCtx, HookState, NfHook, Verdict, priority};
 
-const REQID: u32 = 7;
+pub(super) const REQID: u32 = 7;
 
 /// Ends of the tunnel: the router's and the other one's.
 pub(super) fn ends(outer: Family) -> [IpAddr; 2] {
@@ -19,7 +19,7 @@ pub(super) fn ends(outer: Family) -> [IpAddr; 2] {
     ends.map(|end| end.parse().expect("an address"))
 }
 
-fn config(ends: [IpAddr; 2]) -> StateConfig {
+pub(super) fn config(ends: [IpAddr; 2]) -> StateConfig {
     StateConfig {
         reqid: REQID,
         flags: StateFlags::AF_UNSPEC,
@@ -30,11 +30,11 @@ fn config(ends: [IpAddr; 2]) -> StateConfig {
     }
 }
 
-fn keys() -> Keys {
+pub(super) fn keys() -> Keys {
     Keys::Esp(EspKeys::Combined(Aead::AesGcm, Secret::new((0..20).collect())))
 }
 
-fn outbound(config: StateConfig) -> OutboundState {
+pub(super) fn outbound(config: StateConfig) -> OutboundState {
     let state = OutboundState::new(config, &keys(), IvSeed::random([9; 16]), 1).expect("an SA");
     state.sequence().extend(1..1000).expect("numbers");
     state
@@ -77,8 +77,8 @@ pub(super) fn number(policies: &mut [(Direction, Policy)]) {
 pub(super) struct Gateway {
     pub lab: Lab,
     /// The other end's SAs.
-    opener: InboundState,
-    sealer: OutboundState,
+    pub opener: InboundState,
+    pub sealer: OutboundState,
     /// The router's SA for sending.
     pub state: Arc<OutboundState>,
 }
@@ -154,7 +154,7 @@ pub(super) fn v4() -> V4 {
     V4::to("10.1.0.5")
 }
 
-fn v6() -> V6 {
+pub(super) fn v6() -> V6 {
     V6::to("2001:db8:a::5")
 }
 
@@ -166,7 +166,7 @@ pub(super) fn back6() -> V6 {
     V6 { src: "2001:db8:a::5", dst: "2001:db8:1::2", ..V6::default() }
 }
 
-fn ethertype(outer: Family) -> u16 {
+pub(super) fn ethertype(outer: Family) -> u16 {
     if outer == Family::Ipv4 { 0x0800 } else { 0x86dd }
 }
 
@@ -433,7 +433,7 @@ fn sas_that_the_kernel_may_prefer_leave_the_packets_to_it() {
     net.states = Arc::new(XfrmStates {
         inbound: Sad::new(old.inbound.states().cloned(), Order::NewestFirst),
         outbound: old.outbound.clone(),
-        kernels: vec![crate::tables::Wanted { dst, proto: Protocol::ESP, reqid: REQID }],
+        kernels: vec![crate::tables::Wanted { dst, proto: Protocol::ESP, reqid: REQID, if_id: 0 }],
     });
     let mut gateway = gateway_of(net, state, Family::Ipv4);
     assert_eq!(gateway.lab.one(v4().frame()), []);

@@ -14,7 +14,7 @@ use crate::netfilter::nft::ruleset::{
 };
 use crate::tables::RpFilter;
 
-const REG: Reg = Reg(0);
+pub(super) const REG: Reg = Reg(0);
 
 type Rules = Vec<Vec<Expr>>;
 
@@ -22,12 +22,12 @@ pub(super) fn counter() -> Expr {
     Expr::Counter { packets: 0, octets: 0 }
 }
 
-fn accept() -> Expr {
+pub(super) fn accept() -> Expr {
     Expr::Verdict(RuleVerdict::Accept)
 }
 
 /// `ct state established`.
-fn established() -> Vec<Expr> {
+pub(super) fn established() -> Vec<Expr> {
     let mask = 2u32.to_ne_bytes().to_vec();
     vec![
         Expr::Ct { dreg: REG, key: CtKey::State },
@@ -50,7 +50,7 @@ fn has_secpath() -> Vec<Expr> {
 }
 
 /// `iifname NAME`, or `oifname NAME`.
-fn interface(key: MetaKey, name: &str) -> Vec<Expr> {
+pub(super) fn interface(key: MetaKey, name: &str) -> Vec<Expr> {
     let data = [name.as_bytes(), &[0]].concat();
     vec![Expr::Meta { dreg: REG, key }, Expr::Cmp { sreg: REG, op: CmpOp::Eq, data }]
 }
@@ -63,7 +63,7 @@ pub(super) fn of_protocol(protocol: Protocol) -> Vec<Expr> {
     ]
 }
 
-fn and(parts: impl IntoIterator<Item = Vec<Expr>>) -> Vec<Expr> {
+pub(super) fn and(parts: impl IntoIterator<Item = Vec<Expr>>) -> Vec<Expr> {
     parts.into_iter().flatten().collect()
 }
 
@@ -128,7 +128,7 @@ impl Filtering {
     }
 
     /// The connections of the tunnel, and of the packet inside it.
-    fn carry_all(&mut self, outer: Family) {
+    pub fn carry_all(&mut self, outer: Family) {
         let [own, other] = ends(outer);
         self.carry(FlowKey::new(own, other, Protocol::ESP.0, 0, 0));
         let client = "198.18.1.2".parse().expect("an address");

@@ -27,6 +27,7 @@ mod trains;
 mod vlan;
 mod writes;
 mod xfrm;
+mod xfrmi;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;

@@ -70,12 +70,21 @@ pub(super) enum Kind {
     Kernels(Wanted, String),
 }
 
+/// What of the router an SA depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Its destination is an address of the router.
+    pub(super) is_local: bool,
+    /// It has no `if_id`, or workers use the xfrm interface with that.
+    pub(super) has_interface: bool,
+}
+
 /// An SA.
 pub(super) struct Followed {
     pub(super) kind: Kind,
     /// See [`fingerprint`].
     fingerprint: u64,
-    is_local: bool,
+    place: Place,
     /// Usage by workers that the kernel's SA includes, and all usage of the SA when that was written.
     written: Usage,
     total: Usage,
@@ -128,16 +137,16 @@ pub(super) fn fingerprint(kernel: &KernelState, hasher: &RandomState) -> u64 {
 }
 
 impl Followed {
-    pub(super) fn new(kernel: KernelState, fingerprint: u64, is_local: bool) -> Followed {
+    pub(super) fn new(kernel: KernelState, fingerprint: u64, place: Place) -> Followed {
         let now = Instant::now();
-        let wanted =
-            Wanted { dst: kernel.config.dst, proto: kernel.id.proto, reqid: kernel.config.reqid };
+        let StateConfig { dst, reqid, if_id, .. } = kernel.config;
+        let wanted = Wanted { dst, proto: kernel.id.proto, reqid, if_id };
         let written = kernel.config.usage;
-        let kind = kind(kernel, is_local).unwrap_or_else(|reason| Kind::Kernels(wanted, reason));
+        let kind = kind(kernel, place).unwrap_or_else(|reason| Kind::Kernels(wanted, reason));
         Followed {
             kind,
             fingerprint,
-            is_local,
+            place,
             written,
             total: written,
             merged_at: None,
@@ -163,8 +172,8 @@ impl Followed {
 
     /// Whether it is the SA with this fingerprint, does not become one for the other direction, and was not retired or
     /// deleted: one that was deleted and added again may look the same.
-    pub(super) fn is(&self, fingerprint: u64, is_local: bool) -> bool {
-        self.fingerprint == fingerprint && self.is_local == is_local && !self.has_ended()
+    pub(super) fn is(&self, fingerprint: u64, place: Place) -> bool {
+        self.fingerprint == fingerprint && self.place == place && !self.has_ended()
     }
 
     fn has_ended(&self) -> bool {
@@ -580,13 +589,19 @@ fn unless_ended<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
 ///
 /// # Errors
 /// Why they cannot use it.
-fn kind(kernel: KernelState, is_local: bool) -> Result<Kind, String> {
+fn kind(kernel: KernelState, place: Place) -> Result<Kind, String> {
+    if !place.has_interface {
+        return Err(workers::no_interface(kernel.config.if_id));
+    }
     if let Some(obstacle) = kernel.obstacle() {
         return Err(obstacle);
     }
     let keys: Keys = kernel.keys.map_err(|reason| reason.to_string())?;
-    Ok(match workers::make(kernel.config, &keys, kernel.direction, &kernel.replay, is_local)? {
-        WorkersState::Inbound(state) => Kind::Inbound(state),
-        WorkersState::Outbound(state) => Kind::Outbound(state),
-    })
+    Ok(
+        match workers::make(kernel.config, &keys, kernel.direction, &kernel.replay, place.is_local)?
+        {
+            WorkersState::Inbound(state) => Kind::Inbound(state),
+            WorkersState::Outbound(state) => Kind::Outbound(state),
+        },
+    )
 }

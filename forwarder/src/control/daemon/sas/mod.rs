@@ -16,7 +16,7 @@
 
 mod followed;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::RandomState;
 use std::io;
 use std::os::fd::AsFd;
@@ -32,7 +32,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use netlink_sys::protocols::NETLINK_XFRM;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use self::followed::{Followed, Kind};
+use self::followed::{Followed, Kind, Place};
 use tracing::warn;
 
 use super::flow_entry::Locals;
@@ -47,7 +47,7 @@ use crate::control::xfrm::changes::{
 use crate::control::xfrm::state::{self, SaId};
 use crate::ipsec::{Order, Sad, StateConfig, UdpPorts};
 use crate::netfilter::conntrack::{FlowKey, FlowTable};
-use crate::tables::XfrmStates;
+use crate::tables::{Links, XfrmStates};
 use crate::wire::Protocol;
 use crate::worker::clock::monotonic_ns;
 
@@ -119,6 +119,8 @@ impl Tracked {
 struct Shared {
     stopping: AtomicBool,
     locals: ArcSwap<Locals>,
+    /// The `if_id` of the xfrm interfaces that workers use.
+    xfrmis: ArcSwap<BTreeSet<u32>>,
     tracked: ArcSwapOption<Tracked>,
     /// The workers may use SAs.
     is_enabled: AtomicBool,
@@ -135,27 +137,37 @@ pub(super) struct SaFollower {
     /// The report that the owner has taken.
     taken: Arc<Report>,
     is_enabled: bool,
+    /// [`Links::id`] of those that it knows.
+    links: u64,
     thread: Option<JoinHandle<()>>,
 }
 
 impl SaFollower {
     /// Starts the thread; it calls `notify` when SAs have changed. `locals`: the router's own addresses, at which SAs for
-    /// receiving end.
+    /// receiving end; `links`: the interfaces.
     ///
     /// # Errors
     /// When no thread can be started.
     pub(super) fn start(
         locals: Locals,
+        links: &Links,
         notify: impl Fn() + Send + 'static,
     ) -> io::Result<SaFollower> {
         let shared = Arc::new(Shared::default());
         shared.locals.store(Arc::new(locals));
+        shared.xfrmis.store(Arc::new(xfrmis(links)));
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new().name("fr-xfrm".into()).spawn(move || {
             privilege::confine_follower();
             follow(&own, &notify);
         })?;
-        Ok(SaFollower { shared, taken: Arc::default(), is_enabled: false, thread: Some(thread) })
+        Ok(SaFollower {
+            shared,
+            taken: Arc::default(),
+            is_enabled: false,
+            links: links.id,
+            thread: Some(thread),
+        })
     }
 
     /// What has changed since the last call.
@@ -183,6 +195,18 @@ impl SaFollower {
     pub(super) fn set_locals(&self, locals: Locals) {
         if **self.shared.locals.load() != locals {
             self.shared.locals.store(Arc::new(locals));
+            self.shared.changes.fetch_add(1, Release);
+        }
+    }
+
+    /// The interfaces from now on: SAs of xfrm interfaces that workers do not use are the kernel's.
+    pub(super) fn set_links(&mut self, links: &Links) {
+        if std::mem::replace(&mut self.links, links.id) == links.id {
+            return;
+        }
+        let xfrmis = xfrmis(links);
+        if **self.shared.xfrmis.load() != xfrmis {
+            self.shared.xfrmis.store(Arc::new(xfrmis));
             self.shared.changes.fetch_add(1, Release);
         }
     }
@@ -226,6 +250,11 @@ impl SaFollower {
             join_until(thread, end);
         }
     }
+}
+
+/// The `if_id` of xfrm interfaces that workers use.
+fn xfrmis(links: &Links) -> BTreeSet<u32> {
+    links.iter().filter(|link| link.up).filter_map(|link| Some(link.xfrmi?.if_id)).collect()
 }
 
 /// Runs until it is stopped; after an error, from the start.
@@ -413,6 +442,7 @@ impl<'a> Follower<'a> {
             )));
         }
         let locals = self.shared.locals.load_full();
+        let xfrmis = self.shared.xfrmis.load_full();
         let tracked = self.shared.tracked.load_full();
         let mut old = std::mem::take(&mut self.sas);
         let mut is_changed = false;
@@ -426,9 +456,13 @@ impl<'a> Follower<'a> {
                 continue;
             }
             let fingerprint = followed::fingerprint(&kernel, &self.hasher);
-            let is_local = locals.contains(id.dst);
+            let if_id = kernel.config.if_id;
+            let place = Place {
+                is_local: locals.contains(id.dst),
+                has_interface: if_id == 0 || xfrmis.contains(&if_id),
+            };
             let sa = match old.remove(&id) {
-                Some(sa) if sa.is(fingerprint, is_local) => {
+                Some(sa) if sa.is(fingerprint, place) => {
                     sa.merge(&kernel.replay);
                     sa
                 }
@@ -447,7 +481,7 @@ impl<'a> Follower<'a> {
                     is_changed = true;
                     // One that was deleted and added again, perhaps with the same keys and numbers.
                     self.replaced.retire(|replaced, _| replaced == id);
-                    let mut sa = Followed::new(kernel, fingerprint, is_local);
+                    let mut sa = Followed::new(kernel, fingerprint, place);
                     match sa.take_over(&id, &mut self.requests, tracked.as_deref()) {
                         Ok(exists) => self.is_stale |= !exists,
                         // It is tried again when workers want to send.

@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::info::Ports;
 use super::vlans::{DEPTH_MAX, Devs};
+use super::xfrmis;
 use crate::control::mirror::state::{
     AddrState, Family, IFA_F_DEPRECATED, IFA_F_OPTIMISTIC, IFA_F_SECONDARY, IFF_LOOPBACK,
     IFF_NOARP, IFF_POINTOPOINT, LinkState, NeighState, Netconf, RouterState,
 };
 use crate::neigh::Neighbour;
-use crate::tables::{Forwarding6, InIfaddr, Inet6Ifaddr, Link, NEIGH_TRIED_NS, RpFilter};
+use crate::tables::{Forwarding6, InIfaddr, Inet6Ifaddr, Link, NEIGH_TRIED_NS, RpFilter, Xfrmi};
 
 /// NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT: NUD_VALID.
 const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
@@ -80,8 +81,13 @@ pub fn compile(state: &RouterState, ports: &Ports, devs: &Devs) -> Vec<Link> {
             Some((port, vlan)) => (Some(*port), Some(vlan.clone())),
             None => (port, None),
         };
+        let xfrmi = devs.xfrmi(link.ifindex).zip(link.xfrm).and_then(|(dev, xfrm)| {
+            let is_followed = xfrmis::obstacle(state, link, &rx_handlers).is_none();
+            is_followed.then_some(Xfrmi { dev, if_id: xfrm.if_id, link: xfrm.link })
+        });
+        let takes = xfrmis::taker(link);
         let addrs = addrs.get(&link.ifindex).map_or(&[][..], Vec::as_slice);
-        Link { port, vlan, ..compile_link(state, link, addrs) }
+        Link { port, vlan, xfrmi, takes, ..compile_link(state, link, addrs) }
     });
     compiled.collect()
 }

@@ -6,6 +6,7 @@ pub mod info;
 pub mod links;
 pub mod rules;
 pub mod vlans;
+pub mod xfrmis;
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -274,7 +275,7 @@ impl Compiler {
     /// workers.
     fn update_rest(&mut self, state: &RouterState, touched: Touched) -> bool {
         let mut publish = false;
-        if touched.links || touched.addrs || touched.conf {
+        if touched.links || touched.addrs || touched.conf || touched.rules {
             let links = links::compile(state, &self.ports, &self.devs);
             if !self.current.links.iter().eq(links.iter()) {
                 self.current.links = Arc::new(Links::new(links));

@@ -1,16 +1,18 @@
-//! VLAN sub-interfaces of ports: which of them are followed, their tags and their numbers.
+//! VLAN sub-interfaces of ports: which of them are followed, their tags and their numbers; and the numbers of xfrm
+//! interfaces.
 //!
 //! A sub-interface is followed together with its port; its lower interface may be a VLAN too
 //! (QinQ). It is left to the kernel if it is down, if another interface takes its packets, or if it
 //! has more tags than workers parse. REORDER_HDR, GVRP, MVRP and loose binding do not affect
 //! forwarding and are ignored: the kernel reports the state of a loosely bound sub-interface.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use xdp_prog::VLANS_MAX;
 
 use super::info::Ports;
 use super::links::{RxHandlers, unsupported};
+use super::xfrmis::XFRMIS_MAX;
 use crate::control::mirror::state::{LinkState, RouterState};
 use crate::tables::vlan::TAGS_MAX;
 use crate::tables::{EgressTag, Tag, Vlan};
@@ -19,18 +21,20 @@ use crate::wire::EtherType;
 /// MAX_NEST_DEV of the kernel: maximum depth of stacked interfaces.
 pub const DEPTH_MAX: usize = 8;
 
-/// Numbers of output interfaces (`Links::dev`), and port and tags of those that are VLANs.
+/// Numbers of output interfaces (`Links::dev`), and port and tags of those that are VLANs. Xfrm interfaces have one
+/// whether or not they are followed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Devs {
     numbers: HashMap<u32, u16>,
     vlans: BTreeMap<u32, (u16, Vlan)>,
+    xfrmis: BTreeSet<u32>,
 }
 
 impl Devs {
     /// Numbers the ports and the sub-interfaces that are followed.
     pub fn new(state: &RouterState, ports: &Ports) -> Devs {
         let rx_handlers = RxHandlers::new(state);
-        let mut devs = Devs { numbers: ports.clone(), vlans: BTreeMap::new() };
+        let mut devs = Devs { numbers: ports.clone(), ..Devs::default() };
         let mut next = ports.values().max().map_or(0, |last| last + 1);
         // A VLAN may be a port itself: XDP gets its packets without their tag, whatever its lower interface is.
         let is_above =
@@ -43,6 +47,11 @@ impl Devs {
             devs.numbers.insert(link.ifindex, next);
             devs.vlans.insert(link.ifindex, (port, Vlan { dev: next, ..vlan }));
             next += 1;
+        }
+        let xfrmis = state.links.values().filter(|link| link.xfrm.is_some());
+        for (link, number) in xfrmis.take(XFRMIS_MAX).zip(next..) {
+            devs.numbers.insert(link.ifindex, number);
+            devs.xfrmis.insert(link.ifindex);
         }
         devs
     }
@@ -62,6 +71,17 @@ impl Devs {
     pub fn vlans_after(&self, last: u32, count: usize) -> Vec<u32> {
         let behind = self.vlans.range(last.saturating_add(1)..);
         behind.chain(self.vlans.range(..=last)).map(|(ifindex, _)| *ifindex).take(count).collect()
+    }
+
+    /// The number of an xfrm interface.
+    pub fn xfrmi(&self, ifindex: u32) -> Option<u16> {
+        self.xfrmis.contains(&ifindex).then(|| self.number(ifindex)).flatten()
+    }
+
+    /// ifindices of up to `count` xfrm interfaces, starting after `last` and wrapping around.
+    pub fn xfrmis_after(&self, last: u32, count: usize) -> Vec<u32> {
+        let behind = self.xfrmis.range(last.saturating_add(1)..);
+        behind.chain(self.xfrmis.range(..=last)).copied().take(count).collect()
     }
 }
 

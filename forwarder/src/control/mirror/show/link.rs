@@ -66,7 +66,7 @@ pub struct LinkView {
     /// Namespace of `link_index`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub link_netnsid: Option<i32>,
-    /// For VLAN interfaces; omitted with addresses.
+    /// For VLANs and xfrm interfaces; omitted with addresses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub linkinfo: Option<LinkInfo>,
 }
@@ -128,7 +128,7 @@ fn view(state: &RouterState, link: &LinkState, with_mode: bool) -> LinkView {
         address: address(&link.address),
         broadcast: address(&link.broadcast),
         link_netnsid: link.link_netnsid,
-        linkinfo: link.vlan.as_ref().filter(|_| with_mode).map(vlan::linkinfo),
+        linkinfo: with_mode.then(|| vlan::linkinfo(link)).flatten(),
     }
 }
 

@@ -16,6 +16,7 @@ mod root;
 mod rule_lookups;
 mod self_check;
 mod vlans;
+mod xfrmis;
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
