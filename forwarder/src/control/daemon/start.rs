@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tracing::{info, warn};
 
 use super::Supervisor;
@@ -17,6 +17,7 @@ use crate::control::netdev::{irq, poll};
 use crate::control::process::sandbox::{self, Writable};
 use crate::control::process::signals::{Signals, StartGuard};
 use crate::control::process::{privilege, runtime_dir};
+use crate::control::xfrm::store;
 use crate::netfilter::NfHookOps;
 
 /// Starts the daemon.
@@ -31,6 +32,14 @@ pub(super) fn start(
 ) -> Result<Supervisor> {
     let chosen = options.clone();
     prepare_runtime_dir(&mut options)?;
+    if !options.xfrm.is_empty() {
+        // Of the kernel's policies nothing would be read then.
+        ensure!(
+            !options.ignore_firewall,
+            "the [xfrm] section and ignore_firewall exclude each other"
+        );
+        store::prepare(&options.state_dir)?;
+    }
     let control = listen(&options.control)?;
     let metrics = options.metrics.as_ref().map(MetricsSocket::open).transpose()?;
     let sockets = Sockets { control, metrics };
@@ -55,8 +64,10 @@ fn enter_sandbox(options: &RunOptions) {
     if !may_mount && !options.changes_interrupts() {
         let metrics = options.metrics.as_ref().and_then(MetricsAddr::path);
         let sockets = [Some(options.control.as_path()), metrics].into_iter().flatten();
+        let runtime = options.runtime_dir.iter().map(|directory| directory.path.clone());
+        let stored = Some(options.state_dir.clone()).filter(|_| !options.xfrm.is_empty());
         let writable = Writable {
-            own: options.runtime_dir.iter().map(|directory| directory.path.clone()).collect(),
+            own: runtime.chain(stored).collect(),
             sockets: sockets.map(directory_of).collect(),
         };
         if let Err(error) = sandbox::restrict_files(&writable) {
