@@ -484,8 +484,8 @@ fn without_the_kernels_policies_nothing_is_protected_or_passes() -> Result<()> {
             format!("ip xfrm policy add {policy} {template}"),
         ),
         (
-            format!("ip xfrm policy add {policy} proto udp"),
-            format!("ip xfrm policy delete {policy} proto udp"),
+            format!("ip xfrm policy add src {near4} dst {far4} proto udp dir out"),
+            format!("ip xfrm policy delete src {near4} dst {far4} proto udp dir out"),
             format!("ip xfrm policy delete src {near4} dst {far4} proto 17 dir out"),
         ),
         (
