@@ -181,7 +181,7 @@ fn text(path: &Path) -> &str {
 /// A key of its own for each SPI.
 fn key(spi: u32, octets: usize) -> String {
     (0..octets).fold(String::from("0x"), |text, n| {
-        text + &format!("{:02x}", (spi >> (8 * (n % 4)) & 0xff) as usize ^ (n * 7 & 0xff))
+        text + &format!("{:02x}", ((spi >> (8 * (n % 4))) as usize ^ (n * 7)) & 0xff)
     })
 }
 
