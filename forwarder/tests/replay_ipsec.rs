@@ -175,7 +175,7 @@ fn tshark_decrypts_what_a_gateway_sends_and_another_gateway_opens_it() {
 }
 
 #[test]
-fn keys_that_others_can_read_are_refused_and_run_does_not_take_the_section() {
+fn keys_that_others_can_read_are_refused_and_run_takes_no_key_twice() {
     let dir = tempfile::tempdir().expect("a directory");
     let (config, none) = (dir.path().join("a.toml"), dir.path().join("none.pcap"));
     write_config(&config, &gateway(1, 2, "out"), 0o644);
@@ -187,11 +187,13 @@ fn keys_that_others_can_read_are_refused_and_run_does_not_take_the_section() {
 
     write_config(&config, &gateway(1, 2, "out"), 0o600);
     let mut run = Command::new(env!("CARGO_BIN_EXE_ferroute"));
+    let same = gateway(1, 2, "out");
+    let (_, state) = same.split_once("[[xfrm.state]]").expect("an SA");
+    let (state, _) = state.split_once("[[").expect("a policy behind it");
+    let twice = format!("{same}\n[[xfrm.state]]{}", state.replace("spi = 0x", "spi = 0x9"));
+    write_config(&config, &twice, 0o600);
     let output = run.args(["run", "-i", "lo", "-c"]).arg(&config).output().expect("runs");
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{error}");
-    assert!(
-        error.contains("the [xfrm] section of the file given with -c is for `replay`"),
-        "{error}"
-    );
+    assert!(error.contains("its key is that of the SA with spi"), "{error}");
 }

@@ -55,7 +55,7 @@ const STAGES: [&[&str]; 16] = [
     &["route6", "ip_fragment"],
     &["ip_forward", "ip6_forward", "xfrm_input", "xfrm_output"],
     &["local_out", "xfrmi_xmit"],
-    &["icmp_send", "icmp6_send"],
+    &["icmp_send", "icmp6_send", "xfrm_withhold"],
     &["ip6_output", "neigh_poll", "nf_flow_table", "xfrm_policy"],
     &["burst"],
     &["traced", "ip_defrag"],

@@ -71,13 +71,9 @@ pub fn config(global: &Global, args: &ConfigArgs) -> Result<()> {
 /// the file may be one for `replay`. Returns why `run` would refuse such a file.
 fn check(path: &Path) -> Result<Option<&'static str>> {
     let config = Config::load(path)?;
-    let mut refused = (!config.xfrm.is_empty())
-        .then_some("`run` refuses it, because the section [xfrm] is for `replay`");
     let no_interface = "it names no interfaces, so `run` needs -i";
-    let Some(run) = config.run else { return Ok(refused.or(Some(no_interface))) };
-    if run.interfaces.is_empty() {
-        refused = refused.or(Some(no_interface));
-    }
+    let Some(run) = config.run else { return Ok(Some(no_interface)) };
+    let refused = run.interfaces.is_empty().then_some(no_interface);
     // Valid with any other key.
     let any = if run.interfaces.is_empty() { vec!["*".to_owned()] } else { Vec::new() };
     let flags = RunFlags { interfaces: any, ..RunFlags::default() };

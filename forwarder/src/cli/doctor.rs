@@ -1,5 +1,6 @@
 //! `doctor`: what prevents forwarding, and what to do about it.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -7,8 +8,10 @@ use clap::Args;
 
 use super::output::{Colour, coloured};
 use super::{Global, Usage};
+use crate::control::config::RunFlags;
 use crate::control::config::interfaces::Interfaces;
-use crate::control::doctor::{Finding, Level, examine};
+use crate::control::config::source::Source;
+use crate::control::doctor::{Finding, Level, examine, ipsec_of_file};
 
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
@@ -17,12 +20,23 @@ pub struct DoctorArgs {
     /// daemon's ports, or all that are up].
     #[arg(short, long = "interface", value_name = "IFACE")]
     interfaces: Vec<String>,
+    /// Check also the IPsec of this file, which is to be given to `run`.
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 /// Runs the checks and prints the findings; fails if something does not work.
 pub fn doctor(global: &Global, args: &DoctorArgs) -> Result<ExitCode> {
     let interfaces = Interfaces::parse(&args.interfaces).map_err(Usage)?;
-    let findings = examine(&interfaces, &global.control());
+    let source = args.config.as_ref().map(|path| {
+        let any = RunFlags { interfaces: vec!["*".to_owned()], ..RunFlags::default() };
+        Source::new(path, any).read()
+    });
+    let options = source.transpose()?;
+    let mut findings = examine(&interfaces, &global.control());
+    if let Some(options) = &options {
+        findings.extend(ipsec_of_file(options));
+    }
     let output = global.output();
     if output.json {
         output.json(&findings)?;

@@ -39,6 +39,7 @@ const EXAMPLE: &str = r#"Example of a FILE:
   log_level = "info"         # error, warn, debug
   log_format = "auto"        # text, json
   runtime_dir = "/run/ferroute"
+  state_dir = "/var/lib/ferroute"
   control = "/run/ferroute/control.sock"
 `ferroute config default` prints one with all keys.
 

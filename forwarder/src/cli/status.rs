@@ -106,13 +106,19 @@ fn text(report: &StatusReport) -> String {
     }
     if let Some(policies) = report.ipsec_policies {
         let sas = report.ipsec_sas.clone().unwrap_or_default();
+        let fate = match sas.of_file {
+            true => "of the file; what workers have no SA for is dropped".to_owned(),
+            false => {
+                format!("kernel {}; what workers have no SA for is left to the kernel", sas.kernel)
+            }
+        };
         text += &format!(
-            "ipsec {policies} policies, SAs: workers {} in, {} out, kernel {}; what workers have no SA for is left to the kernel\n",
-            sas.inbound, sas.outbound, sas.kernel
+            "ipsec {policies} policies, SAs: workers {} in, {} out, {fate}\n",
+            sas.inbound, sas.outbound
         );
+        let fate = if sas.of_file { "dropped" } else { "left to the kernel" };
         for reason in &sas.reasons {
-            text +=
-                &format!("{} left to the kernel: ipsec: {reason}\n", coloured("note", Colour::Odd));
+            text += &format!("{} {fate}: ipsec: {reason}\n", coloured("note", Colour::Odd));
         }
     }
     for what in &mirror.unmirrored {
@@ -235,6 +241,15 @@ mod tests {
             }),
             warnings: vec!["mind the gap".into()],
         };
+        let mut dropping = report.clone();
+        dropping.ipsec_sas.as_mut().expect("has some").of_file = true;
+        let of_file = text(&dropping);
+        for part in [
+            "ipsec 2 policies, SAs: workers 1 in, 0 out, of the file; what workers have no SA for is dropped\n",
+            "note dropped: ipsec: esp: why\n",
+        ] {
+            assert!(of_file.contains(part), "{part:?} is not in\n{of_file}");
+        }
         let text = text(&report);
         for part in [
             "forwarding pid 7 version 0.1.0 driver af_xdp up 1m01s\n",

@@ -51,6 +51,21 @@ impl Keys {
             Keys::Ah(auth, secret) => hasher.hash_one((auth, secret.octets())),
         }
     }
+
+    /// SHA-256 of the key that must not see a number twice: of ESP that for encryption, with its salt, and without
+    /// encryption that for authentication. It is the same whatever else of the SA changes, also the algorithm.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        let secret = match self {
+            Keys::Esp(EspKeys::Combined(_, secret)) | Keys::Ah(_, secret) => secret,
+            Keys::Esp(EspKeys::EncryptThenMac(_, cipher, _, auth)) if cipher.is_empty() => auth,
+            Keys::Esp(EspKeys::EncryptThenMac(_, cipher, ..)) => cipher,
+        };
+        let digest = ring::digest::digest(&ring::digest::SHA256, secret.octets());
+        let mut octets = [0; 32];
+        octets.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
+        octets
+    }
 }
 
 /// An SA that cannot be.

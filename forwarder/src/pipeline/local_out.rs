@@ -71,6 +71,9 @@ fn send<'a, M: Mode>(
     check_egress::<M>(dst.dev, ctx)?;
     let state = xfrm_lookup_error(reply, pf, dst, ctx)?;
     let bundle = state.map(|state| xfrm_bundle_create(reply, pf, dst, state, ctx)).transpose()?;
+    if bundle.as_ref().is_some_and(|bundle| reply.network_len() as u32 > bundle.dst.mtu) {
+        return Err(Exit::Punt(PuntReason::Xfrm));
+    }
     ctx.state.hooks.begin_own(bundle.as_ref().map(|bundle| bundle.sa()));
     nf_hook::<M>(Hook::LocalOut, reply, pf, devices, ctx.hook_env())?;
     let (routed, _) = post_routing::<M>(reply, pf, devices, ctx.hook_env())?;

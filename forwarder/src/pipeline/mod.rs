@@ -86,6 +86,7 @@ mod xfrm_ahead;
 mod xfrm_input;
 mod xfrm_output;
 mod xfrm_policy;
+mod xfrm_withhold;
 mod xfrmi_xmit;
 
 pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
@@ -137,6 +138,7 @@ use xfrm::concern_sent;
 use xfrm_input::xfrm_input;
 use xfrm_output::{Bundle, xfrm_output};
 use xfrm_policy::{xfrm_lookup_sent, xfrm_policy_check};
+use xfrm_withhold::withhold;
 use xfrmi_xmit::xfrmi_xmit;
 
 /// Forwards received packets, oldest first, and leaves `burst` empty. Afterwards [`Ctx::out`] holds
@@ -290,7 +292,9 @@ fn forward<'a, M: Mode>(
     };
     let disposition = match disposition {
         // The kernel's filter passes what came with protection.
-        Disposition::Drop(DropReason::IpRpfilter) if way.secpath.is_some() => {
+        Disposition::Drop(DropReason::IpRpfilter)
+            if way.secpath.is_some() && !ctx.tables.xfrm.are_of_file() =>
+        {
             Disposition::Punt(PuntReason::Xfrm)
         }
         other => other,
@@ -303,6 +307,12 @@ fn forward<'a, M: Mode>(
         false => disposition,
     };
     let Disposition::Punt(reason) = disposition else { return disposition };
+    if M::HOOKED
+        && ctx.tables.xfrm.are_of_file()
+        && let Some(reason) = withhold(skb, reason, &way, ctx)
+    {
+        return Disposition::Drop(reason);
+    }
     match way.secpath.map(|secpath| give_back(skb, secpath, &mut ctx.state.xfrm_received)) {
         Some(true) => Disposition::Punt(reason),
         Some(false) => Disposition::Drop(DropReason::PuntFailed),
@@ -516,6 +526,9 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     traced::stage::<M>(Stage::Ip6ForwardChecks, ctx);
     let may_redirect = bundle.is_none() && way.secpath.is_none();
     ip6_forward_checks(skb, &hdr, (dev, may_redirect), dst, ctx)?;
+    if let Some(bundle) = &bundle {
+        bundle.check_len6(skb)?;
+    }
     let is_kernels = || way.is_by_xfrmi() || may_be_kernels_error(Family::Ip6, ctx);
     if M::HOOKED && !dst.fits(skb) && is_kernels() {
         // The error may be the kernel's to send, and cannot be once the packet has been output.
@@ -577,6 +590,10 @@ fn check_neighbour<M: Mode>(
     is_opened: bool,
     ctx: &Ctx<'_>,
 ) -> Result<(), Exit> {
+    if is_opened && ctx.tables.xfrm.are_of_file() {
+        // The kernel has no SA to open it with. Without an error, if that were the kernel's.
+        return Ok(());
+    }
     let is_checked = M::HOOKED && dst.hh.is_none() && (is_opened || may_be_kernels_error(pf, ctx));
     if is_checked && !dst.is_resolved(daddr, ctx.tables) {
         return Err(Exit::Punt(PuntReason::NeighUnresolved));

@@ -15,7 +15,7 @@ use super::route::ip_route_output;
 use super::route6::ip6_route_output;
 use super::way::Way;
 use super::xfrm::family;
-use super::{Ctx, Exit};
+use super::{Ctx, Exit, IcmpError};
 use crate::ipsec::{Error, Flow, OutboundState, OutputParams};
 use crate::netfilter::nft::xfrm::SaInfo;
 use crate::netfilter::{Family, Hook};
@@ -24,6 +24,8 @@ use crate::stats::{DropReason, Mib, PuntReason};
 use crate::tables::vlan::TAGS_MAX;
 use crate::tables::{Link, XfrmLookup};
 use crate::wire::ethernet::{ADDRS_LEN, HEADER_LEN as LINK_LAYER_LEN};
+use crate::wire::icmpv6::Icmpv6Type;
+use crate::wire::ipv6::MTU_MIN;
 use crate::wire::vlan::HEADER_LEN as TAG_LEN;
 use crate::wire::{EtherType, Ipv4Packet, Ipv6Packet};
 
@@ -47,6 +49,18 @@ impl Bundle<'_> {
     #[inline]
     pub fn sa(&self) -> SaInfo {
         SaInfo::of(self.state.state())
+    }
+
+    /// Whether an IPv6 packet is short enough. Longer ones come here only where the kernel cannot send the error.
+    #[inline(never)]
+    pub fn check_len6(&self, skb: &SkBuff) -> Result<(), Exit> {
+        if skb.network_len() <= self.dst.mtu as usize {
+            return Ok(());
+        }
+        // RFC 8200 §5: no link has less.
+        let mtu = self.dst.mtu.max(MTU_MIN);
+        let (too_big, reason) = (Icmpv6Type::PKT_TOOBIG.0, DropReason::PktTooBig);
+        Err(Exit::Icmp(IcmpError::with_info(too_big, 0, mtu, reason)))
     }
 
     /// Whether packets of this flow are to be protected by its SA.
@@ -77,10 +91,14 @@ pub(super) fn xfrm_bundle_create<'a>(
     if state.sequence().is_left() {
         return Err(KERNEL);
     }
+    let is_of_file = ctx.tables.xfrm.are_of_file();
     if !state.sequence().has_numbers() {
         // The thread that reserves them reads this.
         state.sequence().want();
-        return Err(KERNEL);
+        return Err(match is_of_file {
+            true => Exit::Drop(DropReason::XfrmOutStateSeqError),
+            false => KERNEL,
+        });
     }
     let config = state.state().config();
     let outer = match (config.dst, config.src) {
@@ -112,8 +130,17 @@ pub(super) fn xfrm_bundle_create<'a>(
             && config.dst.is_ipv4()
             && !Ipv4Packet::new_unchecked(skb.network_header()).dont_frag()
     };
-    if !has_room || !(fits || is_cut_after()) || !state.state().carries(family(pf)) {
+    if !has_room || !state.state().carries(family(pf)) {
         return Err(KERNEL);
+    }
+    if !(fits || is_cut_after()) {
+        let may_be_cut =
+            pf == Family::Ip && !Ipv4Packet::new_unchecked(skb.network_header()).dont_frag();
+        return match is_of_file && !may_be_cut {
+            // Its sender is told by those who check its length.
+            true => Ok(Bundle { state, dst: Dst { mtu, ..*dst }, outer }),
+            false => Err(KERNEL),
+        };
     }
     // The packet itself is not cut.
     let mtu = mtu.max(len as u32);
@@ -161,6 +188,12 @@ pub(super) fn xfrm_output<'a, M: Mode>(
         Ok(sealed) => sealed,
         // Octets have changed.
         Err(Error::XfrmOutStateProtoError) => return Err(Exit::Drop(DropReason::XfrmOutError)),
+        Err(Error::SequenceRangeUsed | Error::XfrmOutStateSeqError)
+            if ctx.tables.xfrm.are_of_file() =>
+        {
+            bundle.state.sequence().want();
+            return Err(Exit::Drop(DropReason::XfrmOutStateSeqError));
+        }
         Err(_) => {
             // With the checksum as received, which is restored.
             skb.ip_summed = ip_summed;
@@ -183,6 +216,10 @@ pub(super) fn xfrm_output<'a, M: Mode>(
     let routed = match routed {
         Ok(routed) => routed,
         Err(Exit::Drop(reason)) => return Err(Exit::Drop(reason)),
+        Err(_) if ctx.tables.xfrm.are_of_file() => {
+            bundle.state.state().uncount(len);
+            return Err(Exit::Drop(DropReason::XfrmOutError));
+        }
         Err(exit) => {
             // The kernel sends on the SA now: workers do not, for a while.
             bundle.state.sequence().leave();

@@ -6,6 +6,7 @@ use super::dst::Dst;
 use super::way::Way;
 use super::xfrm::{concern_sent, family, has_long_headers, pass, readable};
 use super::xfrm_output::{Bundle, xfrm_bundle_create};
+use super::xfrm_withhold::withheld;
 use super::xfrmi_xmit::xfrmi_lookup;
 use super::{Ctx, Exit};
 use crate::netfilter::Family;
@@ -31,7 +32,7 @@ pub(super) fn xfrm_policy_check<'a>(
 ) -> Result<Option<Bundle<'a>>, Exit> {
     match way.secpath.is_some() || ctx.tables.xfrm.concern(family(pf)) {
         false => Ok(None),
-        true => check(skb, pf, way, dst, ctx),
+        true => check(skb, pf, way, dst, ctx).map_err(|exit| withheld(exit, skb, way, dst, ctx)),
     }
 }
 

@@ -146,6 +146,24 @@ reasons! {
         XfrmInDummy = "XFRM_IN_DUMMY",
         /// IPsec: the packet could not be protected.
         XfrmOutError = "XFRM_OUT_ERROR",
+        /// IPsec from a file: a packet in clear, or by another SA, that a policy requires to be protected.
+        XfrmInTmplMismatch = "XFRM_IN_TMPL_MISMATCH",
+        /// IPsec from a file: no policy permits what came through a tunnel.
+        XfrmInNoPols = "XFRM_IN_NO_POLS",
+        /// IPsec from a file: a policy for received packets drops it.
+        XfrmInPolBlock = "XFRM_IN_POL_BLOCK",
+        /// IPsec from a file: what the policies look at cannot be read.
+        XfrmInHdrError = "XFRM_IN_HDR_ERROR",
+        /// IPsec from a file: it came through a tunnel, and only the kernel could go on, such as one for this router.
+        XfrmInError = "XFRM_IN_ERROR",
+        /// IPsec from a file: there is no SA to protect it.
+        XfrmOutNoStates = "XFRM_OUT_NO_STATES",
+        /// IPsec from a file: a policy for packets that are sent drops it.
+        XfrmOutPolBlock = "XFRM_OUT_POL_BLOCK",
+        /// IPsec from a file: there is no route by which the protected packet can be sent.
+        XfrmOutBundleGenError = "XFRM_OUT_BUNDLE_GEN_ERROR",
+        /// IPsec from a file: no sequence number is reserved.
+        XfrmOutStateSeqError = "XFRM_OUT_STATE_SEQ_ERROR",
         /// Still held when the worker stopped.
         Shutdown = "SHUTDOWN",
     }

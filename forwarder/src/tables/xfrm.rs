@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use crate::hash_table::{HashTable, Slot};
 use crate::ipsec::{
-    Action, Direction, Family, Flow, InboundState, Mode, Order, OutboundState, Policy, Received,
-    Sad, Spd, State, Template,
+    Action, Direction, Error, Family, Flow, InboundState, Mode, Order, OutboundState, Policy,
+    Received, Sad, Spd, State, Template,
 };
 use crate::wire::Protocol;
 
@@ -108,6 +108,10 @@ pub struct XfrmPolicies {
     sees_upper: bool,
     /// Or judges ICMP errors by what they quote.
     sees_quoted: bool,
+    /// They are of a file: see [`of_file`](Self::of_file).
+    is_of_file: bool,
+    /// And the kernel does not have the same.
+    is_unguarded: bool,
     len: usize,
 }
 
@@ -151,6 +155,28 @@ impl XfrmPolicies {
         new.states = states;
         new.spd = Spd::new(policies, Order::OldestFirst, [Action::Allow; 3]);
         new
+    }
+
+    /// The same, where the SAs are those of a file: the kernel, which has none of them, could neither open nor protect
+    /// packets. What a policy concerns is dropped instead of handed over. `is_guarded`: the kernel has the same policies, and
+    /// drops what it gets of these packets.
+    #[must_use]
+    pub fn of_file(self, is_guarded: bool) -> XfrmPolicies {
+        XfrmPolicies { is_of_file: true, is_unguarded: !is_guarded, ..self }
+    }
+
+    /// Whether packets that a policy concerns must not be handed to the kernel.
+    #[inline]
+    #[must_use]
+    pub fn are_of_file(&self) -> bool {
+        self.is_of_file
+    }
+
+    /// Whether the kernel would forward in clear what the policies of a file protect.
+    #[inline]
+    #[must_use]
+    pub fn are_unguarded(&self) -> bool {
+        self.is_unguarded
     }
 
     /// Finds the SAs of each policy.
@@ -239,6 +265,22 @@ impl XfrmPolicies {
         let received =
             Received { flow: *flow, secpath: &secpath, verified: 0, if_id, quoted: None };
         self.spd.policy_check(Direction::Fwd, &received).is_ok()
+    }
+
+    /// Why a forwarded packet does not pass (`__xfrm_policy_check` of direction fwd). `state`: which SA has protected it.
+    /// `None`: it passes.
+    #[must_use]
+    pub fn refusal(&self, flow: &Flow, state: Option<&InboundState>) -> Option<Error> {
+        let secpath = state.map(InboundState::state);
+        let secpath = secpath.as_slice();
+        let received = Received { flow: *flow, secpath, verified: 0, if_id: 0, quoted: None };
+        self.spd.policy_check(Direction::Fwd, &received).err()
+    }
+
+    /// Whether a policy drops what it concerns of packets that are sent.
+    #[must_use]
+    pub fn blocks_sent(&self, flow: &Flow) -> bool {
+        self.sent(flow).flatten().is_some_and(|policy| policy.action == Action::Block)
     }
 
     /// How many there are.

@@ -61,5 +61,6 @@ mod top;
 mod trace;
 mod wrong;
 mod xfrm;
+mod xfrm_file;
 mod xfrm_list;
 mod xsk_rs;

@@ -2,16 +2,21 @@
 //!
 //! - [`text`]: the format of `ip xfrm`;
 //! - [`json`]: the same in JSON;
-//! - [`names`]: names of the kernel's numbers.
+//! - [`names`]: names of the kernel's numbers;
+//! - [`of_file`]: SAs of a file;
+//! - [`new_keys`]: keys of a file that were never used.
 //!
 //! Left out: what the daemon does with them, which `status`, `stat` and `drops` show.
 
 mod json;
 mod names;
+mod new_keys;
+mod of_file;
 mod text;
 
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, Subcommand};
@@ -40,6 +45,11 @@ enum Object {
     Policy(PolicyArgs),
     /// Show the kernel's IPsec counters (/proc/net/xfrm_stat).
     Stat(StatArgs),
+    /// Say that keys in the [xfrm] section of a file have never been used to send: `run` then counts from 1.
+    ///
+    /// A sequence number that is used twice with one key reveals what was sent. Only say it of keys that are new, at each
+    /// host that has them. Keys that have numbers in the state directory keep these.
+    NewKeys(new_keys::NewKeysArgs),
 }
 
 #[derive(Debug, Args)]
@@ -53,6 +63,9 @@ struct StateArgs {
     /// Show also why an SA is one that Ferroute leaves to the kernel.
     #[arg(short, long, global = true)]
     details: bool,
+    /// Show instead the SAs in the [xfrm] section of this file, with the sequence numbers that are stored for them.
+    #[arg(short, long, value_name = "FILE", global = true, conflicts_with = "show_keys")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     verb: Option<ShowVerb>,
 }
@@ -92,10 +105,14 @@ pub fn xfrm(global: &Global, args: &XfrmArgs) -> Result<()> {
             policies(global, args)
         }
         Object::Stat(args) => stat(global, args),
+        Object::NewKeys(args) => new_keys::new_keys(global, args),
     }
 }
 
 fn states(global: &Global, args: &StateArgs) -> Result<()> {
+    if let Some(file) = &args.config {
+        return of_file::states(global, file);
+    }
     let mut states = listing::states(&mut socket()?, args.show_keys).map_err(explained)?;
     states.retain(|state| is_of(global.family(), state.info.family));
     let output = global.output();

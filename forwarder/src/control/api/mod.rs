@@ -398,6 +398,9 @@ pub struct IpsecSas {
     /// Why these are the kernel's, a line each for some of them; or why all are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<String>,
+    /// They are those of the configuration file: what they cannot protect is dropped, and `reasons` say why.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_file: bool,
 }
 
 /// One port.

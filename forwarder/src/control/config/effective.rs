@@ -39,6 +39,7 @@ impl RunOptions {
             "log_level" => word(self.log_level),
             "log_format" => word(self.log_format),
             "runtime_dir" => self.runtime_dir.as_ref().map(|dir| json!(dir.path.to_string_lossy())),
+            "state_dir" => Some(json!(self.state_dir.to_string_lossy())),
             "control" => Some(json!(self.control.to_string_lossy())),
             _ => None,
         }

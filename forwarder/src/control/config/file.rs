@@ -25,7 +25,7 @@ pub struct Config {
     pub run: Option<RunSection>,
     /// The network of `replay`.
     pub replay: Option<ReplaySection>,
-    /// IPsec policies and security associations, for `replay`.
+    /// IPsec policies and security associations.
     pub xfrm: Arc<StaticXfrm>,
 }
 
@@ -82,6 +82,7 @@ impl Config {
         let config = Config { run, replay, xfrm: Arc::new(xfrm) };
         if let Some(run) = &config.run {
             run.check().map_err(locate)?;
+            config.xfrm.check_for_run().map_err(locate)?;
         }
         config.network().transpose().map_err(locate)?;
         Ok(config)

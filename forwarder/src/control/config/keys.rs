@@ -70,7 +70,7 @@ const fn key(
 }
 
 /// All keys, in the order of the documentation.
-pub const KEYS: [Key; 25] = [
+pub const KEYS: [Key; 26] = [
     key(
         "interfaces",
         Kind::Interfaces,
@@ -269,6 +269,15 @@ pub const KEYS: [Key; 25] = [
         Effect::Restart,
         "Runtime directory, accessible only to the daemon's user. RUNTIME_DIRECTORY, which systemd sets, changes the \
          default.",
+    ),
+    key(
+        "state_dir",
+        Kind::Path,
+        Some("\"/var/lib/ferroute\""),
+        "\"/var/lib/ferroute-lan\"",
+        Effect::Restart,
+        "State directory, accessible only to the daemon's user: sequence numbers of IPsec SAs with keys in the file. \
+         STATE_DIRECTORY, which systemd sets, changes the default.",
     ),
     key(
         "control",

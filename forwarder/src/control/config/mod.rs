@@ -25,6 +25,7 @@
 //! log_level = "info"         # error, warn, debug
 //! log_format = "auto"        # text, json
 //! runtime_dir = "/run/ferroute"
+//! state_dir = "/var/lib/ferroute"
 //! control = "/run/ferroute/control.sock"
 //! ```
 //!
@@ -50,6 +51,7 @@ pub mod xfrm;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -62,8 +64,10 @@ use self::metrics::MetricsAddr;
 use self::offload::{OffloadFlags, OffloadMode, OffloadOptions};
 use self::source::Source;
 use self::timeouts::Timeouts;
+use self::xfrm::StaticXfrm;
 use crate::control::process::log::{LogFormat, LogLevel};
 use crate::control::process::runtime_dir;
+use crate::control::xfrm::store;
 use crate::io::DriverKind;
 use crate::worker::poll::PollMode;
 
@@ -146,8 +150,12 @@ pub struct RunOptions {
     pub log_format: LogFormat,
     /// The directory of the daemon's own files; `None`: no usable one.
     pub runtime_dir: Option<RuntimeDir>,
+    /// The directory of sequence numbers of SAs with static keys.
+    pub state_dir: PathBuf,
     /// The control socket.
     pub control: PathBuf,
+    /// IPsec with static keys; empty: that of the kernel.
+    pub xfrm: Arc<StaticXfrm>,
     /// The file that they come from, if any, and the flags.
     pub source: Option<Source>,
 }
@@ -285,6 +293,8 @@ impl RunOptions {
             metrics: flags.metrics.or(file.metrics),
             log_level: flags.log_level.or(file.log_level).unwrap_or_default(),
             log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
+            state_dir: file.state_dir.unwrap_or_else(store::default_path),
+            xfrm: Arc::default(),
             control: control.unwrap_or_else(|| runtime_dir::socket_in(&runtime_dir.path)),
             runtime_dir: Some(runtime_dir),
             source: None,
@@ -345,6 +355,8 @@ pub struct RunSection {
     pub log_format: Option<LogFormat>,
     /// The directory of the daemon's own files.
     pub runtime_dir: Option<PathBuf>,
+    /// The directory of sequence numbers.
+    pub state_dir: Option<PathBuf>,
     /// The control socket.
     pub control: Option<PathBuf>,
 }
@@ -490,7 +502,7 @@ mod tests {
             "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `max_ports`, `mode`, `driver`, `poll`, \
              `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `offload`, \
              `offload_threshold`, `offload_flows`, `worker_timeout_ms`, `control_timeout_ms`, `account`, \
-             `ignore_firewall`, `no_sandbox`, `metrics`, `log_level`, `log_format`, `runtime_dir`, `control`; did you mean `queues`?"
+             `ignore_firewall`, `no_sandbox`, `metrics`, `log_level`, `log_format`, `runtime_dir`, `state_dir`, `control`; did you mean `queues`?"
         );
         assert_eq!(
             error("[walk]\n"),

@@ -43,16 +43,21 @@ impl Source {
     /// When either is wrong.
     pub fn read(&self) -> Result<RunOptions, SourceError> {
         let config = Config::load(&self.path)?;
-        if !config.xfrm.is_empty() {
-            return Err(SourceError::Options(format!(
-                "config {}: the [xfrm] section of the file given with -c is for `replay`; `run` follows the kernel's \
-                 IPsec: use `ip xfrm` or an IKE daemon, and leave the section out",
-                self.path.display()
-            )));
-        }
         let options = RunOptions::resolve(self.flags.clone(), config.run);
         let options = options.map_err(SourceError::Options)?;
-        Ok(RunOptions { source: Some(self.clone()), ..options })
+        let wrong = |message: &str| {
+            SourceError::Options(format!("config {}: {message}", self.path.display()))
+        };
+        if !config.xfrm.is_empty() {
+            if options.ignore_firewall {
+                return Err(wrong(
+                    "ignore_firewall ignores IPsec policies, and the file has an [xfrm] section; leave out one of the two",
+                ));
+            }
+            // Without a [run] section it has not been checked.
+            config.xfrm.check_for_run().map_err(|error| wrong(&error.message))?;
+        }
+        Ok(RunOptions { source: Some(self.clone()), xfrm: config.xfrm, ..options })
     }
 
     /// As [`Source::read`], later and again.

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use tracing::{error, info};
 
 use super::Supervisor;
 use super::sas::{SaFollower, Tracked};
 use crate::control::api::IpsecSas;
 use crate::ipsec::State;
 use crate::netfilter::nft::Tracking;
-use crate::tables::XfrmPolicies;
+use crate::tables::{LOOPBACK_IFINDEX, XfrmPolicies};
 
 impl Supervisor {
     /// Has the workers use the xfrm interfaces on which nothing filters.
@@ -29,25 +30,99 @@ impl Supervisor {
         else {
             return Ok(());
         };
-        if policies != self.policies {
+        let is_first = self.sas.is_none() && self.has_file();
+        if policies != self.policies || is_first {
             self.policies = policies.to_vec();
+            if self.has_file() {
+                self.check_guard(is_first)?;
+            }
             self.follow_ipsec_flows()?;
             self.apply_policies();
         }
         // None without policies, from now on.
-        if self.policies.is_empty() { self.follow_sas() } else { Ok(()) }
+        if self.policies.is_empty() || is_first { self.follow_sas() } else { Ok(()) }
+    }
+
+    /// Whether SAs and policies are those of the configuration file.
+    fn has_file(&self) -> bool {
+        !self.options.xfrm.is_empty()
+    }
+
+    /// Whether the kernel has the policies of the file and no others, and applies them, so that it drops what it gets of
+    /// their packets.
+    fn is_guarded(&self) -> bool {
+        self.sas.as_ref().is_none_or(SaFollower::is_guarded) && self.exempt().is_none()
+    }
+
+    /// Compares the kernel's policies with those of the file.
+    ///
+    /// # Errors
+    /// At the start, if they differ.
+    fn check_guard(&mut self, is_first: bool) -> Result<()> {
+        let differences = self.options.xfrm.differences(&self.policies);
+        let is_guarded = differences.is_empty();
+        if is_first {
+            let exempt = self.exempt();
+            ensure!(is_guarded, unguarded(&differences));
+            ensure!(exempt.is_none(), "[xfrm]: {}", exempt.unwrap_or_default());
+        }
+        let is_news = self.sas.as_mut().is_some_and(|sas| sas.set_guarded(is_guarded));
+        match is_guarded {
+            _ if !is_news => {}
+            true => info!("IPsec: the kernel has the policies of the file again"),
+            false => error!("IPsec: no SA of the file is used: {}", unguarded(&differences)),
+        }
+        Ok(())
+    }
+
+    /// The first interface whose packets pass the kernel's policies.
+    fn exempt(&self) -> Option<String> {
+        let state = self.mirror.state();
+        let all = &state.sysctls_all;
+        state.sysctls_dev.iter().filter(|(ifindex, _)| **ifindex != LOOPBACK_IFINDEX).find_map(
+            |(ifindex, own)| {
+                let settings = [
+                    ("ipv4", "disable_xfrm", own.disable_xfrm || all.disable_xfrm),
+                    ("ipv4", "disable_policy", own.disable_policy4 || all.disable_policy4),
+                    ("ipv6", "disable_policy", own.disable_policy6 || all.disable_policy6),
+                ];
+                let (family, key, _) = settings.into_iter().find(|(.., is_set)| *is_set)?;
+                let name = &state.links.get(ifindex)?.name;
+                Some(format!(
+                    "net.{family}.conf.{name}.{key} is set for it or for all: the kernel would forward in clear what policies \
+                     protect; set it to 0"
+                ))
+            },
+        )
+    }
+
+    /// The file has other SAs or policies from now on.
+    pub(super) fn change_xfrm(&mut self) -> Result<()> {
+        self.check_guard(false)?;
+        if let Some(sas) = &self.sas {
+            sas.set_file(Arc::clone(&self.options.xfrm));
+        }
+        self.apply_policies();
+        self.follow_sas()
     }
 
     /// Follows the kernel's SAs while there are policies.
     pub(super) fn follow_sas(&mut self) -> Result<()> {
-        let is_enabled = !self.policies.is_empty() && self.ipsec_filter().is_none();
-        if self.sas.is_none() && is_enabled {
+        let is_enabled = match self.has_file() {
+            true => self.is_guarded() && self.ipsec_filter().is_none() && self.tracked().is_none(),
+            false => !self.policies.is_empty() && self.ipsec_filter().is_none(),
+        };
+        if self.sas.is_none() && (is_enabled || self.has_file()) {
             let wakeup = Arc::clone(&self.wakeup);
-            let sas = SaFollower::start(self.locals(), &self.mirror.tables().links, move || {
-                wakeup.wake()
-            })
-            .context("cannot start the thread fr-xfrm")?;
-            self.sas = Some(sas);
+            let notify = move || wakeup.wake();
+            self.sas = Some(match self.has_file() {
+                true => {
+                    let (file, directory) = (&self.options.xfrm, &self.options.state_dir);
+                    SaFollower::start_with_file(Arc::clone(file), directory, self.locals(), notify)?
+                }
+                false => SaFollower::start(self.locals(), &self.mirror.tables().links, notify)
+                    .context("cannot start the thread fr-xfrm")?,
+            });
         }
         if let Some(sas) = &mut self.sas {
             sas.set_links(&self.mirror.tables().links);
@@ -101,27 +176,60 @@ impl Supervisor {
 
     fn compile_policies(&self) -> Arc<XfrmPolicies> {
         let report = self.sas.as_ref().and_then(SaFollower::report);
-        let states = report.map(|report| Arc::clone(&report.states));
-        Arc::new(XfrmPolicies::with_states(self.policies.clone(), states.unwrap_or_default()))
+        let states = report.map(|report| Arc::clone(&report.states)).unwrap_or_default();
+        if !self.has_file() {
+            return Arc::new(XfrmPolicies::with_states(self.policies.clone(), states));
+        }
+        let is_guarded = self.is_guarded();
+        let (policies, states) = match is_guarded {
+            true => (self.options.xfrm.policies(), states),
+            // What either has is dropped.
+            false => {
+                ([self.policies.clone(), self.options.xfrm.policies()].concat(), Arc::default())
+            }
+        };
+        Arc::new(XfrmPolicies::with_states(policies, states).of_file(is_guarded))
     }
 
     /// For `status`.
     pub(super) fn ipsec_sas(&self) -> Option<IpsecSas> {
-        if self.policies.is_empty() {
+        if self.policies.is_empty() && !self.has_file() {
             return None;
         }
         let filter = self
             .ipsec_filter()
-            .map(|filter| format!("only the kernel can filter IPsec packets: {filter}"));
+            .map(|filter| format!("only the kernel can filter IPsec packets: {filter}"))
+            .or_else(|| self.why_dropped());
         let Some(report) = self.sas.as_ref().and_then(SaFollower::report) else {
-            return Some(IpsecSas { reasons: filter.into_iter().collect(), ..IpsecSas::default() });
+            let reasons = filter.into_iter().collect();
+            return Some(IpsecSas { reasons, of_file: self.has_file(), ..IpsecSas::default() });
         };
         Some(IpsecSas {
             inbound: report.states.inbound.states().count() as u64,
             outbound: report.states.outbound.len() as u64,
             kernel: report.states.kernels.len() as u64,
             reasons: filter.into_iter().chain(report.kernels.iter().cloned()).collect(),
+            of_file: self.has_file(),
         })
+    }
+
+    /// Why all that the policies of a file protect is dropped.
+    fn why_dropped(&self) -> Option<String> {
+        if !self.has_file() {
+            return None;
+        }
+        let differences = self.options.xfrm.differences(&self.policies);
+        let is_tracked = || {
+            self.tracked().map(|_| {
+                "the nftables ruleset tracks connections, and the kernel, which has no SA of the file, cannot admit those of \
+                 tunnels"
+                    .to_owned()
+            })
+        };
+        match differences.is_empty() {
+            true => self.exempt().or_else(is_tracked),
+            false => Some(unguarded(&differences)),
+        }
     }
 
     /// Why the kernel applies all SAs: each packet passes filters with and without protection, and workers cannot run
@@ -155,4 +263,13 @@ impl Supervisor {
     pub(super) fn are_sas_current(&self, now_ns: u64) -> bool {
         self.sas.as_ref().is_none_or(|sas| sas.is_current(now_ns))
     }
+}
+
+/// What is wrong if the kernel's policies are not those of the file.
+fn unguarded(differences: &[String]) -> String {
+    format!(
+        "the kernel's IPsec policies differ from those in the [xfrm] section: it would forward in clear what they protect, while \
+         Ferroute does not run and of what it hands over. A kernel with CONFIG_XFRM_USER needs no ESP for this; run:\n  {}",
+        differences.join("\n  ")
+    )
 }

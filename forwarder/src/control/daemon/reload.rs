@@ -24,6 +24,8 @@ use crate::control::config::source::Source;
 use crate::control::process::{log, privilege};
 use crate::worker::clock::monotonic_ns;
 
+/// The section of IPsec, as a key that has changed.
+const XFRM: &str = "xfrm";
 /// How long the control thread may take until it applies what was read.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -162,6 +164,7 @@ impl Supervisor {
                 self.workers.handles().iter().for_each(|worker| worker.residence.set_every(every));
             }
             ("offload", true) => self.steer()?,
+            (XFRM, true) => self.change_xfrm()?,
             ("log_level", true) => log::set_level(self.options.log_level),
             ("offload_threshold", true) => {
                 self.workers.set_threshold(self.options.offload.threshold);
@@ -209,7 +212,18 @@ fn take(
     is_offloading: bool,
 ) -> Vec<KeyChange> {
     options.take(new, is_offloading);
-    chosen.take(new, is_offloading)
+    let mut changes = chosen.take(new, is_offloading);
+    if chosen.xfrm != new.xfrm {
+        // The threads and the directory are there from the start on, or not at all.
+        let applied = !chosen.xfrm.is_empty() && !new.xfrm.is_empty();
+        let [from, to] = [&chosen.xfrm, &new.xfrm].map(|it| Some(it.summary().into()));
+        changes.push(KeyChange { key: XFRM.to_owned(), from, to, applied });
+        if applied {
+            chosen.xfrm = Arc::clone(&new.xfrm);
+            options.xfrm = Arc::clone(&new.xfrm);
+        }
+    }
+    changes
 }
 
 /// A change, for the log.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tracing::{info, warn};
 
 use super::Supervisor;
@@ -20,6 +20,7 @@ use crate::control::process::sandbox::{self, Writable};
 use crate::control::process::signals::{Signals, StartGuard};
 use crate::control::process::{privilege, runtime_dir};
 use crate::control::steering::{XdpError, XdpMode};
+use crate::control::xfrm::store;
 use crate::netfilter::NfHookOps;
 
 /// How long an XDP program may belong to a process that is ending: the kernel detaches it after the process's memory and
@@ -40,6 +41,14 @@ pub(super) fn start(
 ) -> Result<Supervisor> {
     let chosen = options.clone();
     prepare_runtime_dir(&mut options)?;
+    if !options.xfrm.is_empty() {
+        // Of the kernel's policies nothing would be read then.
+        ensure!(
+            !options.ignore_firewall,
+            "the [xfrm] section and ignore_firewall exclude each other"
+        );
+        store::prepare(&options.state_dir)?;
+    }
     let control = listen(&options.control)?;
     let metrics = options.metrics.as_ref().map(MetricsSocket::open).transpose()?;
     let sockets = Sockets { control, metrics };
@@ -64,8 +73,10 @@ fn enter_sandbox(options: &RunOptions) {
     if !may_mount && !options.changes_interrupts() {
         let metrics = options.metrics.as_ref().and_then(MetricsAddr::path);
         let sockets = [Some(options.control.as_path()), metrics].into_iter().flatten();
+        let runtime = options.runtime_dir.iter().map(|directory| directory.path.clone());
+        let stored = Some(options.state_dir.clone()).filter(|_| !options.xfrm.is_empty());
         let writable = Writable {
-            own: options.runtime_dir.iter().map(|directory| directory.path.clone()).collect(),
+            own: runtime.chain(stored).collect(),
             sockets: sockets.map(directory_of).collect(),
         };
         if let Err(error) = sandbox::restrict_files(&writable) {

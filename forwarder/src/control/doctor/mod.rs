@@ -20,6 +20,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::ipsec::ipsec_of_file;
 use crate::control::config::interfaces::{Candidate, Interfaces};
 use crate::control::netdev::nic;
 

@@ -4,6 +4,7 @@
 //! - [`state`]: security associations (SAs) with their keys;
 //! - [`ae`]: sequence numbers, replay windows and usage of SAs, read and written, and expiry of SAs;
 //! - [`changes`]: the SAs that notifications concern;
+//! - [`store`]: sequence numbers of SAs that the kernel does not have, on disk;
 //! - [`workers`]: SAs as workers use them;
 //! - [`names`]: names of flags;
 //! - [`info`]: the structs of the messages, with the kernel's numbers;
@@ -21,6 +22,7 @@ pub mod names;
 pub mod policy;
 pub mod stat;
 pub mod state;
+pub mod store;
 #[cfg(test)]
 mod tests;
 pub mod workers;

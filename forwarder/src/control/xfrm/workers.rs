@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::ae::KernelReplay;
+use super::store::{Record, SEED_LEN};
 use crate::ipsec::{
     BadState, Direction, InboundState, IvSeed, Keys, Mode, OutboundState, StateConfig,
 };
@@ -65,21 +66,53 @@ pub fn make(
     replay: &KernelReplay,
     is_local: bool,
 ) -> Result<WorkersState, String> {
-    match (direction, is_local) {
-        (Some(Direction::Out), true) => {
-            return Err("dir out to an address of the router".to_owned());
-        }
-        (Some(Direction::In), false) => return Err("dir in to another host".to_owned()),
-        _ => {}
-    }
+    check_direction(direction, is_local)?;
     if is_local {
         let mut state = InboundState::new(config, keys).map_err(|error| error.to_string())?;
         state.replay_mut().restore(replay.seq, |back| replay.is_received(back));
         return Ok(WorkersState::Inbound(Arc::new(state)));
     }
-    let mut seed = [0; 16];
+    let mut seed = [0; SEED_LEN];
     SystemRandom::new().fill(&mut seed).map_err(|_| "no random numbers for IVs".to_owned())?;
-    let first_free = replay.oseq.saturating_add(1);
-    let state = OutboundState::new(config, keys, IvSeed::random(seed), first_free);
+    outbound(config, keys, seed, replay.oseq)
+}
+
+/// The same with what a file has stored for its keys: IVs that go on with the same seed, and a replay window in which all
+/// up to the last packet that was received before has been received.
+///
+/// # Errors
+/// Why workers cannot use it.
+pub fn make_stored(
+    config: StateConfig,
+    keys: &Keys,
+    direction: Option<Direction>,
+    record: &Record,
+    is_local: bool,
+) -> Result<WorkersState, String> {
+    check_direction(direction, is_local)?;
+    if is_local {
+        let mut state = InboundState::new(config, keys).map_err(|error| error.to_string())?;
+        state.replay_mut().restore(record.received, |_| true);
+        return Ok(WorkersState::Inbound(Arc::new(state)));
+    }
+    outbound(config, keys, *record.seed, record.sent)
+}
+
+/// `sent`: the last number that may have been sent.
+fn outbound(
+    config: StateConfig,
+    keys: &Keys,
+    seed: [u8; SEED_LEN],
+    sent: u64,
+) -> Result<WorkersState, String> {
+    let state = OutboundState::new(config, keys, IvSeed::random(seed), sent.saturating_add(1));
     Ok(WorkersState::Outbound(Arc::new(state.map_err(|error| error.to_string())?)))
+}
+
+fn check_direction(direction: Option<Direction>, is_local: bool) -> Result<(), String> {
+    match (direction, is_local) {
+        (Some(Direction::Out), true) => Err("dir out to an address of the router".to_owned()),
+        (Some(Direction::In), false) => Err("dir in to another host".to_owned()),
+        _ => Ok(()),
+    }
 }

@@ -14,6 +14,7 @@ mod icmp6;
 mod ingress;
 mod ipsec;
 mod ipsec_errors;
+mod ipsec_of_file;
 mod ipsec_rules;
 mod ipv4;
 mod ipv6;
@@ -62,6 +63,8 @@ pub struct Net {
     pub sysctl: Sysctls,
     pub hooks: Vec<NfHookOps>,
     pub policies: Vec<(Direction, Policy)>,
+    /// These and the SAs are of a file; whether the kernel has the policies, too.
+    pub of_file: Option<bool>,
     pub states: Arc<XfrmStates>,
 }
 
@@ -155,6 +158,7 @@ impl Default for Net {
             sysctl,
             hooks: Default::default(),
             policies: Vec::new(),
+            of_file: None,
             states: Arc::default(),
         }
     }
@@ -172,10 +176,14 @@ impl Net {
             fib6: fib6(&self.routes6),
             neigh: Arc::new(NeighTable::new(self.neigh.iter().map(entry).collect())),
             sysctl: Arc::new(self.sysctl.clone()),
-            xfrm: Arc::new(XfrmPolicies::with_states(
-                self.policies.clone(),
-                Arc::clone(&self.states),
-            )),
+            xfrm: Arc::new({
+                let (policies, states) = (self.policies.clone(), Arc::clone(&self.states));
+                let policies = XfrmPolicies::with_states(policies, states);
+                match self.of_file {
+                    Some(is_guarded) => policies.of_file(is_guarded),
+                    None => policies,
+                }
+            }),
             epochs: Arc::new(crate::tables::Epochs::none()),
         }
     }

@@ -24,7 +24,8 @@
 //! tmpl = { src = "198.18.2.1", dst = "198.18.2.2", proto = "esp", reqid = 1, mode = "tunnel" } # spi, level = "use"
 //! ```
 //!
-//! - `section`: the keys of the file; `key`: secret ones; `resolve`: the policies and SAs that they describe.
+//! - `section`: the keys of the file; `key`: secret ones; `resolve`: the policies and SAs that they describe; `of_run`: what
+//!   `run` requires of them and makes of them.
 //!
 //! What is made of them are the structures of [`control::xfrm`](crate::control::xfrm), and the tables that workers have of
 //! the kernel's.
@@ -32,6 +33,7 @@
 //! Left out: what only the kernel can use, such as transport mode, marks and interfaces; limits; selectors of SAs.
 
 mod key;
+mod of_run;
 mod resolve;
 mod section;
 #[cfg(test)]
@@ -60,10 +62,12 @@ pub struct StaticXfrm {
     states: Vec<StaticState>,
     /// In the order of the file.
     policies: Vec<(Direction, Policy)>,
+    /// Where these are in the file.
+    policy_spans: Vec<Range<usize>>,
 }
 
 /// An SA.
-struct StaticState {
+pub struct StaticState {
     config: StateConfig,
     proto: Protocol,
     keys: Keys,
@@ -93,6 +97,11 @@ impl StaticXfrm {
         !self.states.is_empty()
     }
 
+    /// The policies, in the order of a dump.
+    pub fn policies(&self) -> Vec<(Direction, Policy)> {
+        self.policies.iter().rev().cloned().collect()
+    }
+
     /// The tables of workers, with SAs that have neither sent nor received, and no reserved sequence numbers. `is_local`:
     /// whether an address is the router's own: SAs to it receive, others send.
     ///
@@ -107,9 +116,7 @@ impl StaticXfrm {
             }
         }
         states.inbound = Sad::new(inbound, Order::OldestFirst);
-        // As in a dump.
-        let policies = self.policies.iter().rev().cloned().collect();
-        Ok(XfrmPolicies::with_states(policies, Arc::new(states)))
+        Ok(XfrmPolicies::with_states(self.policies(), Arc::new(states)))
     }
 }
 

@@ -51,6 +51,7 @@ pub(super) fn resolve(section: XfrmSection) -> Result<StaticXfrm, Located> {
             return Err(Located::new(span, message));
         }
         xfrm.policies.push((direction, policy));
+        xfrm.policy_spans.push(span);
     }
     Ok(xfrm)
 }

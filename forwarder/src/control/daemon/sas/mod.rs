@@ -12,14 +12,19 @@
 //! An SA that workers cannot use (its algorithm, mode, an attribute) stays the kernel's, with all policies that it may be
 //! chosen for.
 //!
+//! Or the SAs are those of a file, and none the kernel's: [`stored`], [`conflict`].
+//!
 //! While the thread is not up to date, the control thread withholds its heartbeat, and the kernel has all packets.
 
+mod conflict;
 mod followed;
+mod stored;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::RandomState;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
@@ -28,6 +33,7 @@ use std::sync::atomic::{
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, bail};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use netlink_sys::protocols::NETLINK_XFRM;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -36,6 +42,7 @@ use self::followed::{Followed, Kind, Place};
 use tracing::warn;
 
 use super::flow_entry::Locals;
+use crate::control::config::xfrm::StaticXfrm;
 use crate::control::netlink::events::{self, Events, Group};
 use crate::control::netlink::message::Messages;
 use crate::control::netlink::query::{NlSock, is_interrupted};
@@ -45,6 +52,7 @@ use crate::control::xfrm::changes::{
     End, XFRMNLGRP_EXPIRE, XFRMNLGRP_MIGRATE, XFRMNLGRP_SA, changed, ended,
 };
 use crate::control::xfrm::state::{self, SaId};
+use crate::control::xfrm::store::Store;
 use crate::ipsec::{Order, Sad, StateConfig, UdpPorts};
 use crate::netfilter::conntrack::{FlowKey, FlowTable};
 use crate::tables::{Links, XfrmStates};
@@ -124,6 +132,10 @@ struct Shared {
     tracked: ArcSwapOption<Tracked>,
     /// The workers may use SAs.
     is_enabled: AtomicBool,
+    /// The SAs of a file, instead of the kernel's.
+    file: ArcSwapOption<StaticXfrm>,
+    /// Why those of the file must not be used.
+    conflict: ArcSwapOption<String>,
     /// How often these have changed.
     changes: AtomicU64,
     report: ArcSwap<Report>,
@@ -131,7 +143,7 @@ struct Shared {
     valid_ns: AtomicU64,
 }
 
-/// The control thread's handle of the thread `fr-xfrm`.
+/// The control thread's handle of the thread `fr-xfrm`, and with SAs of a file of `fr-sa-store`.
 pub(super) struct SaFollower {
     shared: Arc<Shared>,
     /// The report that the owner has taken.
@@ -139,7 +151,9 @@ pub(super) struct SaFollower {
     is_enabled: bool,
     /// [`Links::id`] of those that it knows.
     links: u64,
-    thread: Option<JoinHandle<()>>,
+    /// With the SAs of a file: the kernel has its policies.
+    is_guarded: bool,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl SaFollower {
@@ -161,13 +175,61 @@ impl SaFollower {
             privilege::confine_follower();
             follow(&own, &notify);
         })?;
-        Ok(SaFollower {
-            shared,
-            taken: Arc::default(),
-            is_enabled: false,
-            links: links.id,
-            thread: Some(thread),
-        })
+        Ok(SaFollower::new(shared, links.id, vec![thread]))
+    }
+
+    fn new(shared: Arc<Shared>, links: u64, threads: Vec<JoinHandle<()>>) -> SaFollower {
+        let taken = Arc::default();
+        SaFollower { shared, taken, is_enabled: false, links, is_guarded: true, threads }
+    }
+
+    /// The same with the SAs of a file, while the kernel has none: one thread stores their sequence numbers in a directory,
+    /// the other one watches the kernel.
+    ///
+    /// # Errors
+    /// When the directory cannot be used, the kernel has SAs, or no thread can be started.
+    pub(super) fn start_with_file(
+        file: Arc<StaticXfrm>,
+        directory: &Path,
+        locals: Locals,
+        notify: impl Fn() + Send + 'static,
+    ) -> Result<SaFollower> {
+        let shared = Arc::new(Shared::default());
+        let mut requests = NlSock::open(NETLINK_XFRM).context("a netlink socket of XFRM")?;
+        let found = conflict::conflict(&mut requests).context("cannot read the kernel's SAs")?;
+        if let Some(found) = found {
+            bail!("[xfrm]: {found}");
+        }
+        let store = Store::open(directory)?;
+        shared.locals.store(Arc::new(locals));
+        shared.file.store(Some(file));
+        let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let thread = thread::Builder::new().name(name.into()).spawn(run);
+            thread.with_context(|| format!("cannot start the thread {name}"))
+        };
+        let (own, watched) = (Arc::clone(&shared), Arc::clone(&shared));
+        let threads = vec![
+            start("fr-xfrm", Box::new(move || conflict::watch(&watched)))?,
+            start("fr-sa-store", Box::new(move || stored::keep(&own, &store, &notify)))?,
+        ];
+        // SAs of a file have no xfrm interfaces.
+        Ok(SaFollower::new(shared, 0, threads))
+    }
+
+    /// With the SAs of a file: whether the kernel has its policies.
+    pub(super) fn is_guarded(&self) -> bool {
+        self.is_guarded
+    }
+
+    /// Whether the kernel has the policies of the file from now on. Returns whether that is news.
+    pub(super) fn set_guarded(&mut self, is_guarded: bool) -> bool {
+        std::mem::replace(&mut self.is_guarded, is_guarded) != is_guarded
+    }
+
+    /// Has the workers use the SAs of a file from now on that has changed.
+    pub(super) fn set_file(&self, file: Arc<StaticXfrm>) {
+        self.shared.file.store(Some(file));
+        self.refresh();
     }
 
     /// What has changed since the last call.
@@ -240,13 +302,13 @@ impl SaFollower {
 
     /// Whether the thread has ended, which is a bug.
     pub(super) fn has_ended(&self) -> bool {
-        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+        self.threads.iter().any(JoinHandle::is_finished)
     }
 
-    /// Ends the thread, and waits for it until `end`. The workers have stopped.
+    /// Ends the threads, and waits for them until `end`. The workers have stopped.
     pub(super) fn stop(&mut self, end: Instant) {
         self.shared.stopping.store(true, Relaxed);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             join_until(thread, end);
         }
     }
