@@ -133,18 +133,18 @@ pub(super) fn xfrm_bundle_create<'a>(
     if !has_room || !state.state().carries(family(pf)) {
         return Err(KERNEL);
     }
+    let by_xfrmi = dst.dev.xfrmi.is_some();
     if !(fits || is_cut_after()) {
         let may_be_cut =
             pf == Family::Ip && !Ipv4Packet::new_unchecked(skb.network_header()).dont_frag();
         return match is_of_file && !may_be_cut {
             // Its sender is told by those who check its length.
-            true => Ok(Bundle { state, dst: Dst { mtu, ..*dst }, outer }),
+            true => Ok(Bundle { state, dst: Dst { mtu, ..*dst }, outer, by_xfrmi }),
             false => Err(KERNEL),
         };
     }
     // The packet itself is not cut.
     let mtu = mtu.max(len as u32);
-    let by_xfrmi = dst.dev.xfrmi.is_some();
     Ok(Bundle { state, dst: Dst { mtu, ..*dst }, outer, by_xfrmi })
 }
 

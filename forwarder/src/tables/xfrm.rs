@@ -280,7 +280,7 @@ impl XfrmPolicies {
     /// Whether a policy drops what it concerns of packets that are sent.
     #[must_use]
     pub fn blocks_sent(&self, flow: &Flow) -> bool {
-        self.sent(flow).flatten().is_some_and(|policy| policy.action == Action::Block)
+        self.sent(flow, 0).flatten().is_some_and(|policy| policy.action == Action::Block)
     }
 
     /// How many there are.

@@ -132,7 +132,7 @@ impl StaticState {
 
     /// What templates say of it.
     pub fn wanted(&self) -> Wanted {
-        Wanted { dst: self.config.dst, proto: self.proto, reqid: self.config.reqid }
+        Wanted { dst: self.config.dst, proto: self.proto, reqid: self.config.reqid, if_id: 0 }
     }
 
     /// Its lines as those of `ip xfrm state`, without keys.
