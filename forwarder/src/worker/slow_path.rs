@@ -15,16 +15,23 @@ use crate::pipeline::Offer;
 use crate::skb::{MAX_JUMBO, SkBuff};
 use crate::stats::PuntReason;
 
-/// Buffers of one queue of frames: octets, and number. A frame takes the shortest free one that is long enough. Together
-/// 6.3 MiB, 12.6 MiB per worker. Most frames of a burst are short: a first packet for each of many hosts waits here as long
-/// as the kernel takes for those before it, 5,000 of them for as long as a thread may wait for a CPU (a second and more).
-const BUFFERS: [(usize, usize); 3] = [(256, 8192), (2048, 1024), (MAX_JUMBO, 256)];
-/// Maximum number of frames in one queue.
-pub(super) const FRAMES: usize = BUFFERS[0].1 + BUFFERS[1].1 + BUFFERS[2].1;
+/// Lengths of buffers for frames, octets. A frame takes the shortest free one that is long enough.
+const LENS: [usize; 3] = [256, 2048, MAX_JUMBO];
+/// The number of buffers of each length, by queue; together 8.6 MiB per worker, and 1 MiB for the queues.
+///
+/// Most frames to neighbours that are not resolved are short: a first packet for each of many hosts waits here as long as the
+/// kernel takes for those before it, 5,000 of them for as long as a thread may wait for a CPU (a second and more). Other
+/// packets, those to the router itself among them, must not wait so long behind a flood.
+const BUFFERS: [[usize; LENS.len()]; QUEUES] = [[0, 0, 256], [8192, 1024, 256]];
 /// Queues of frames per worker; see [`queue_of`].
 const QUEUES: usize = 2;
 /// Maximum number of neighbour requests queued, per worker.
 const REQUESTS: usize = 256;
+
+/// Maximum number of frames in the queue of a reason.
+pub(super) fn frames_max(reason: PuntReason) -> usize {
+    BUFFERS[queue_of(reason)].iter().sum()
+}
 
 /// The queue of a reason. Packets to neighbours that are not resolved come in bursts of thousands, of a scan for example:
 /// in a queue of their own they neither take the buffers of others nor delay them.
@@ -104,8 +111,8 @@ impl AsFd for Wakeup {
 /// The worker's end of a queue of frames.
 #[derive(Debug)]
 struct FrameSender {
-    /// Free buffers by length, as [`BUFFERS`]: the one used last is used next, so that little memory is touched.
-    free: [Vec<Box<[u8]>>; BUFFERS.len()],
+    /// Free buffers by length, as [`LENS`]: the one used last is used next, so that little memory is touched.
+    free: [Vec<Box<[u8]>>; LENS.len()],
     returned: Receiver<Box<[u8]>>,
     frames: Sender<PuntedFrame>,
 }
@@ -114,7 +121,7 @@ impl FrameSender {
     /// Takes back the buffers of frames that the kernel has by now.
     fn reclaim(&mut self) {
         for buffer in self.returned.try_iter() {
-            let class = BUFFERS.iter().position(|(octets, _)| buffer.len() == *octets);
+            let class = LENS.iter().position(|octets| buffer.len() == *octets);
             if let Some(free) = class.and_then(|class| self.free.get_mut(class)) {
                 free.push(buffer);
             }
@@ -124,8 +131,8 @@ impl FrameSender {
     /// A buffer for a frame of `len` octets.
     fn take(&mut self, len: usize) -> Option<Box<[u8]>> {
         self.reclaim();
-        let classes = BUFFERS.iter().zip(&mut self.free);
-        let mut long_enough = classes.filter(|((octets, _), _)| len <= *octets);
+        let classes = LENS.iter().zip(&mut self.free);
+        let mut long_enough = classes.filter(|(octets, _)| len <= **octets);
         long_enough.find_map(|(_, free)| free.pop())
     }
 
@@ -170,7 +177,7 @@ pub fn slow_path(
     control: Arc<Wakeup>,
 ) -> (SlowPath, PuntQueue, NeighRequests) {
     let (requests_in, requests_out) = bounded(REQUESTS);
-    let [(own, its), (own_neigh, its_neigh)] = [frames(), frames()];
+    let [(own, its), (own_neigh, its_neigh)] = BUFFERS.map(frames);
     (
         SlowPath { queues: [own, own_neigh], requests: requests_in, offers: None, punter, control },
         PuntQueue([its, its_neigh]),
@@ -178,12 +185,15 @@ pub fn slow_path(
     )
 }
 
-/// A queue of frames.
-fn frames() -> (FrameSender, FrameReceiver) {
-    let (recycle, returned) = bounded(FRAMES);
-    let (frames_in, frames_out) = bounded(FRAMES);
-    let free = BUFFERS
-        .map(|(octets, number)| (0..number).map(|_| vec![0; octets].into_boxed_slice()).collect());
+/// A queue of frames, with so many buffers of each length.
+fn frames(numbers: [usize; LENS.len()]) -> (FrameSender, FrameReceiver) {
+    let all = numbers.iter().sum();
+    let (recycle, returned) = bounded(all);
+    let (frames_in, frames_out) = bounded(all);
+    let buffers = |class: usize| {
+        (0..numbers[class]).map(|_| vec![0; LENS[class]].into_boxed_slice()).collect()
+    };
+    let free = std::array::from_fn(buffers);
     let sender = FrameSender { free, returned, frames: frames_in };
     (sender, FrameReceiver { recycle, frames: frames_out })
 }
@@ -281,42 +291,46 @@ mod tests {
 
     #[test]
     fn frames_pass_in_order_buffers_go_round_and_a_full_queue_refuses() {
-        let (mut worker, punter) = queues();
-        let mut pool = Umem::anonymous(1).into_pool();
-        let mut skb = packet(&mut pool, 1);
-        for round in 0..2u8 {
-            for n in 0..FRAMES {
-                skb.data_mut()[0] = (n as u8).wrapping_add(round);
-                assert!(worker.punt(&skb, PuntReason::Local));
+        for reason in [PuntReason::Local, PuntReason::NeighUnresolved] {
+            let frames = frames_max(reason);
+            let (mut worker, punter) = queues();
+            let mut pool = Umem::anonymous(1).into_pool();
+            let mut skb = packet(&mut pool, 1);
+            for round in 0..2u8 {
+                for n in 0..frames {
+                    skb.data_mut()[0] = (n as u8).wrapping_add(round);
+                    assert!(worker.punt(&skb, reason));
+                }
+                assert!(!worker.punt(&skb, reason), "no buffer is free");
+                let mut n = 0;
+                let mut take = |frame: &mut PuntedFrame| {
+                    assert_eq!(
+                        (frame.ifindex, frame.bytes_mut()[0]),
+                        (7, (n as u8).wrapping_add(round))
+                    );
+                    n += 1;
+                };
+                assert_eq!(punter.drain(3, &mut take), 3);
+                assert_eq!(punter.drain(usize::MAX, take), frames - 3);
+                assert_eq!(n, frames);
             }
-            assert!(!worker.punt(&skb, PuntReason::Local), "no buffer is free");
-            let mut n = 0;
-            let mut take = |frame: &mut PuntedFrame| {
-                assert_eq!(
-                    (frame.ifindex, frame.bytes_mut()[0]),
-                    (7, (n as u8).wrapping_add(round))
-                );
-                n += 1;
-            };
-            assert_eq!(punter.drain(3, &mut take), 3);
-            assert_eq!(punter.drain(usize::MAX, take), FRAMES - 3);
-            assert_eq!(n, FRAMES);
         }
     }
 
     #[test]
     fn a_burst_to_new_neighbours_takes_no_room_of_others_and_delays_them_by_as_many() {
+        let frames = frames_max(PuntReason::NeighUnresolved);
         let (mut worker, punter) = queues();
         let mut pool = Umem::anonymous(1).into_pool();
         let skb = packet(&mut pool, 60);
-        let burst = (0..2 * FRAMES).filter(|_| worker.punt(&skb, PuntReason::NeighUnresolved));
-        assert_eq!(burst.count(), FRAMES);
+        let burst = (0..2 * frames).filter(|_| worker.punt(&skb, PuntReason::NeighUnresolved));
+        assert_eq!(burst.count(), frames);
         assert!((0..100).all(|_| worker.punt(&skb, PuntReason::Local)));
         let mut local = 0;
         let taken =
             punter.drain(200, |frame| local += u32::from(frame.reason == PuntReason::Local));
         assert_eq!((taken, local), (200, 100));
-        assert_eq!(punter.drain(usize::MAX, |_| {}), FRAMES - 100);
+        assert_eq!(punter.drain(usize::MAX, |_| {}), frames - 100);
     }
 
     #[test]
@@ -325,22 +339,22 @@ mod tests {
         let mut pool = Umem::anonymous(3).into_pool();
         let [short, medium, long] = [256, 2048, 2049].map(|octets| packet(&mut pool, octets));
         let mut fill = |skb: &SkBuff| {
-            std::iter::repeat_with(|| worker.punt(skb, PuntReason::Filtered))
+            std::iter::repeat_with(|| worker.punt(skb, PuntReason::NeighUnresolved))
                 .take_while(|it| *it)
                 .count()
         };
-        let [(_, shorts), (_, mediums), (_, longs)] = BUFFERS;
+        let [shorts, mediums, longs] = BUFFERS[1];
         assert_eq!(fill(&long), longs);
         assert_eq!(fill(&medium), mediums);
         assert_eq!(fill(&short), shorts);
-        assert!(!worker.has_room(1, PuntReason::Filtered));
+        assert!(!worker.has_room(1, PuntReason::NeighUnresolved));
         let lens = std::cell::RefCell::new(Vec::new());
         let take = |frame: &mut PuntedFrame| lens.borrow_mut().push(frame.bytes_mut().len());
         punter.drain(64, take);
         assert_eq!(*lens.borrow(), [2049; 64]);
         // Without another frame: a worker that waits for room sends none.
-        assert!(worker.has_room(64, PuntReason::Filtered));
-        assert!(!worker.has_room(65, PuntReason::Filtered));
-        assert!(worker.has_room(longs, PuntReason::NeighUnresolved));
+        assert!(worker.has_room(64, PuntReason::NeighUnresolved));
+        assert!(!worker.has_room(65, PuntReason::NeighUnresolved));
+        assert!(worker.has_room(frames_max(PuntReason::Local), PuntReason::Local));
     }
 }

@@ -10,7 +10,7 @@ use crossbeam_channel::bounded;
 use super::clock::{Clock, monotonic_ns};
 use super::handoff::{HandoffTx, Waker, channel};
 use super::poll::{Parts, PollMode, WorkerFrames};
-use super::slow_path::{FRAMES as PUNTS, PuntQueue, Wakeup, slow_path};
+use super::slow_path::{PuntQueue, Wakeup, frames_max, slow_path};
 use super::{
     CallTimeouts, Handoffs, HeartbeatTimeouts, Liveness, NoAnswer, Residence, Worker, WorkerHandle,
 };
@@ -218,19 +218,19 @@ fn handed_over_packets_without_a_frame_or_port_are_dropped() {
 #[test]
 fn packets_beyond_the_punt_queue_are_dropped() {
     // As many as the queue holds, and some more.
-    const HELD: u64 = PUNTS as u64;
-    const SENT: u64 = 100 * (HELD / 100 + 1);
+    let held = frames_max(PuntReason::Local) as u64;
+    let sent = 100 * (held / 100 + 1);
     let mut bench = bench(FRAMES);
     let local = V4 { payload: udp(&[0; 8]), ..V4::to("198.18.1.1") }.frame();
-    for _ in 0..SENT / 100 {
+    for _ in 0..sent / 100 {
         let (io, pool) = bench.worker.io();
         (0..100).for_each(|_| io.inject(LEFT, pool, &local).expect("room"));
         while bench.worker.turn(1) > 0 {}
     }
-    assert_eq!(bench.handle.stats.punt_count(PuntReason::Local), HELD);
-    assert_eq!(bench.drops(DropReason::PuntFailed), SENT - HELD);
+    assert_eq!(bench.handle.stats.punt_count(PuntReason::Local), held);
+    assert_eq!(bench.drops(DropReason::PuntFailed), sent - held);
     let port = &bench.handle.stats.ports[usize::from(LEFT)];
-    assert_eq!((port.punted.get(), port.rx_dropped.get()), (HELD, SENT - HELD));
+    assert_eq!((port.punted.get(), port.rx_dropped.get()), (held, sent - held));
     bench.assert_all_free();
     // The kernel accepts none of them.
     assert_eq!(
@@ -240,7 +240,7 @@ fn packets_beyond_the_punt_queue_are_dropped() {
         1
     );
     let account = bench.worker.packet_account();
-    assert_eq!((account.handed_to_kernel, account.dropped), (HELD - 1, SENT - HELD + 1));
+    assert_eq!((account.handed_to_kernel, account.dropped), (held - 1, sent - held + 1));
     bench.assert_all_free();
 }
 

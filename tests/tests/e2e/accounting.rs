@@ -78,7 +78,7 @@ fn answer(child: Child) -> Result<Value> {
 /// account at the end, and the packets that a sink on the right has received.
 fn close_under_load(lab: &Lab, ferroute: &Ferroute, steps: [&str; 2]) -> Result<(Account, u64)> {
     // It runs longer than the load: packets queued for a program that is detached are lost.
-    let sink = verb(&lab.right, "sink -i right -j --idle 3 --duration 900").spawn()?;
+    let sink = verb(&lab.right, "sink -i right -j --idle 10 --duration 900").spawn()?;
     let on = eventually(|| lab.right.run("ip link show right").is_ok_and(|t| t.contains("xdp")));
     ensure!(on, "the sink attaches no program");
     let line = format!("pktgen -i left -j --engine af_xdp --dst {RIGHT4} --ratep 50000");

@@ -7,9 +7,9 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
@@ -25,6 +25,9 @@ use crate::worker::slow_path::{PuntQueue, Wakeup};
 /// Packets of one worker before the next worker's are taken.
 const TURN: usize = 64;
 
+/// How long before the end the thread gives up.
+const GIVE_UP: Duration = Duration::from_millis(200);
+
 /// State shared by the thread and its owner.
 #[derive(Debug)]
 struct Shared {
@@ -35,6 +38,8 @@ struct Shared {
     control: Arc<Wakeup>,
     refused: Mutex<Option<io::Error>>,
     stopping: AtomicBool,
+    /// When stopping: what is still queued then is not handed over.
+    end: OnceLock<Instant>,
 }
 
 /// The control thread's handle of the thread.
@@ -58,6 +63,7 @@ impl Punter {
             control,
             refused: Mutex::new(None),
             stopping: AtomicBool::new(false),
+            end: OnceLock::new(),
         };
         Ok(Punter { shared: Arc::new(shared), thread: None, broken: false })
     }
@@ -119,6 +125,7 @@ impl Punter {
 
     /// Hands over what the ended workers have left, at most until `end`.
     pub(super) fn stop(&mut self, end: Instant) {
+        let _ = self.shared.end.set(end.checked_sub(GIVE_UP).unwrap_or(end));
         self.shared.stopping.store(true, Relaxed);
         self.shared.wakeup.wake();
         match self.thread.take().map(|thread| join_until(thread, end)) {
@@ -155,7 +162,12 @@ impl Shared {
     /// Takes a worker's packets. Returns whether it may have more.
     fn take_turn(&self, queue: &PuntQueue, stats: &WorkerStats) -> bool {
         let device = self.device.load();
+        let is_over = self.end.get().is_some_and(|end| Instant::now() >= *end);
         let taken = queue.drain(TURN, |frame| {
+            if is_over {
+                stats.undelivered.count(frame.reason, frame.port);
+                return;
+            }
             let Err(error) = device.inject(frame.ifindex, frame.bytes_mut()) else { return };
             stats.undelivered.count(frame.reason, frame.port);
             // A port that is closed by now is not a failure of the device.

@@ -417,6 +417,11 @@ fn is_unsupported(error: &SockError) -> bool {
     matches!(error, SockError::Refused { source, .. } if source.raw_os_error() == Some(libc::EOPNOTSUPP))
 }
 
+/// The kernel does not have the routing table.
+fn is_missing(error: &SockError) -> bool {
+    matches!(error, SockError::Refused { source, .. } if source.raw_os_error() == Some(libc::ENOENT))
+}
+
 /// A comparison ends with an interrupted dump: the next one may not be.
 pub(super) fn interrupted(what: &'static str) -> SockError {
     SockError::Refused { what, source: io::ErrorKind::Interrupted.into(), text: String::new() }
@@ -439,9 +444,20 @@ pub(super) fn routes<A: RibAddr>(
     // Table local first: it is the last one in a dump of all, and missing in one that ended too early. It also makes the
     // kernel use long messages from the start, as long as what has been received (`netlink_dump`).
     header[4] = RT_TABLE_LOCAL as u8;
-    let mut has_local = false;
-    requests
-        .dump(WHAT, RTM_GETROUTE, &header, &mut |message| has_local |= is_of_family(message))?;
+    let local_header = header;
+    let mut has_local = |requests: &mut dyn Dumps| {
+        let mut has_any = false;
+        let dumped = requests.dump(WHAT, RTM_GETROUTE, &local_header, &mut |message| {
+            let route = Some(message).filter(|it| is_of_family(it)).and_then(parse::route::<A>);
+            has_any |= route.is_some_and(|route| route.table == RT_TABLE_LOCAL);
+        });
+        match dumped {
+            // It has not been made yet: no interface is up (`inet_dump_fib`).
+            Err(error) if is_missing(&error) => Ok(false),
+            dumped => dumped.map(|_| has_any),
+        }
+    };
+    let had_local = has_local(requests)?;
     header[4] = 0;
     let (mut unparsable, mut ends_with_local) = (0, false);
     let end = requests.dump(WHAT, RTM_GETROUTE, &header, &mut |message| {
@@ -456,7 +472,8 @@ pub(super) fn routes<A: RibAddr>(
             None => unparsable += 1,
         }
     })?;
-    if has_local && !ends_with_local && end == DumpEnd::Complete {
+    // Its routes may have been removed meanwhile.
+    if had_local && !ends_with_local && end == DumpEnd::Complete && has_local(requests)? {
         let source = io::Error::from_raw_os_error(libc::EMSGSIZE);
         let text = "it ends before table local, at a route with too many next hops".to_owned();
         return Err(SockError::Refused { what: WHAT, source, text });

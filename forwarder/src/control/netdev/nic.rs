@@ -282,8 +282,8 @@ fn of_virtual(
         queues.map(|queues| queues.rx)
     });
     let rx_below = rx_below.collect::<io::Result<Vec<u32>>>()?.into_iter().max();
-    // Those below may be in another namespace.
-    let rx = nic.rx_queues.min(rx_below.unwrap_or(nic.rx_queues));
+    // Without one below, or with one in another namespace, it is not known how many are used of those that it has.
+    let rx = nic.rx_queues.min(rx_below.unwrap_or(1));
     let tx = nic.tx_queues.clamp(1, rx);
     Ok(Queues { rx, tx, rx_max: rx, tx_max: tx, set_by: QueuesSetBy::Below })
 }
@@ -467,12 +467,12 @@ mod tests {
             nic(16, Some("bond"), Some(15), None, 16),
         ];
         let rx = |ifindex| of_virtual(ifindex, &nics, DEPTH_MAX, channels).expect("answers").rx;
-        assert_eq!([10, 11, 12, 13, 14, 15, 99].map(rx), [4, 3, 1, 5, 1, 1, 1]);
+        assert_eq!([10, 11, 12, 13, 14, 15, 99].map(rx), [4, 3, 1, 1, 1, 1, 1]);
         let bond = of_virtual(10, &nics, DEPTH_MAX, channels).expect("answers");
         assert_eq!((bond.tx, bond.rx_max, bond.set_by), (4, 4, QueuesSetBy::Below));
         assert!(bond.command("bond0", 2).contains("below bond0: ethtool -L INTERFACE combined 2"));
         let without_members = of_virtual(10, &nics[2..], DEPTH_MAX, channels).expect("answers");
-        assert_eq!(without_members.rx, 16);
+        assert_eq!(without_members.rx, 1);
     }
 
     #[test]

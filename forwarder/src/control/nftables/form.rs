@@ -1,5 +1,5 @@
 //! How nft writes expressions that are not evaluated: their attributes as text (the print functions in src/statement.c and
-//! src/expression.c of nftables). What the kernel changes, as the octets that a quota has used, is left out.
+//! src/expression.c of nftables 1.0.6). What the kernel changes, as the octets that a quota has used, is left out.
 
 use super::attrs::{NftValues as _, Table};
 use super::uapi::*;
@@ -106,8 +106,8 @@ fn log(data: Attrs<'_>) -> Option<String> {
     }
     for (kind, name) in [(1, "group"), (3, "snaplen"), (4, "queue-threshold")] {
         let number = table.be16(kind).map(u32::from).or_else(|| table.be32(kind));
-        // The kernel reports 0 for what is not set.
-        if let Some(number) = number.filter(|number| *number != 0 || kind == 1) {
+        // The kernel reports what is set.
+        if let Some(number) = number {
             text += &format!(" {name} {number}");
         }
     }
@@ -159,12 +159,13 @@ const ICMPV6_CODES: [(u8, &str); 6] = [
 fn reject(family: Family, data: Attrs<'_>) -> Option<Form> {
     // NFTA_REJECT_TYPE, NFTA_REJECT_ICMP_CODE.
     let table = Table::<3>::lenient(data)?;
+    let is_one = matches!(family, Family::Ip | Family::Ip6);
     let icmp = |of: &str, codes: &[(u8, &str)]| {
         let code = table.u8(2)?;
         let name = codes.iter().find(|(number, _)| *number == code).map(|(_, name)| *name);
         // nft leaves out the default where there is one family.
         Some(match name {
-            Some("port-unreachable") if family != Family::Inet => "reject".into(),
+            Some("port-unreachable") if is_one => "reject".into(),
             Some(name) => format!("reject with {of} {name}"),
             None => format!("reject with {of} {code}"),
         })
@@ -181,7 +182,7 @@ fn reject(family: Family, data: Attrs<'_>) -> Option<Form> {
         (0, _) => Part::OfFamily([icmp("icmp", &ICMP_CODES)?, icmp("icmpv6", &ICMPV6_CODES)?]),
         _ => return None,
     };
-    let implies = (kind == 1 && family != Family::Inet).then_some(Implied::Tcp);
+    let implies = (kind == 1 && is_one).then_some(Implied::Tcp);
     Some(Form { parts: vec![part], loads: None, implies })
 }
 
@@ -197,11 +198,9 @@ fn synproxy(data: Attrs<'_>) -> Option<String> {
     let table = Table::<4>::lenient(data)?;
     let flags = table.be32_or(3, 0)?;
     let mut text = String::from("synproxy");
-    if flags & 1 != 0 {
-        text += &format!(" mss {}", table.be16(1)?);
-    }
-    if flags & 2 != 0 {
-        text += &format!(" wscale {}", table.u8(2)?);
+    // NF_SYNPROXY_OPT_MSS, _WSCALE: nft writes both with either.
+    if flags & 3 != 0 {
+        text += &format!(" mss {} wscale {}", table.be16(1).unwrap_or(0), table.u8(2).unwrap_or(0));
     }
     for name in names(&[(8, "timestamp"), (4, "sack-perm")], flags) {
         text += &format!(" {name}");
@@ -289,15 +288,16 @@ fn nat(family: Family, data: Attrs<'_>) -> Option<Form> {
     if flags & NAT_NETMAP != 0 {
         return None;
     }
-    let (mut parts, mut implies) = (vec![text(what)], None);
+    let named = address_family(table.be32(2)?);
+    let mut parts = vec![text(match named {
+        Some((name, _)) if family == Family::Inet => format!("{what} {name}"),
+        _ => what.into(),
+    })];
+    let implies = named.map(|(_, kind)| implied(kind));
     match addresses[0] {
         None => parts.extend(between(" to :", ports, Type::Port)),
         Some(_) => {
-            let (name, kind) = address_family(table.be32(2)?)?;
-            implies = Some(implied(kind));
-            if family == Family::Inet {
-                parts.push(text(format!(" {name}")));
-            }
+            let (_, kind) = named?;
             parts.push(text(" to"));
             // Only an address in front of a port needs brackets.
             let kind = match kind {

@@ -69,7 +69,7 @@ pub enum Type {
     Ipv4,
     /// 16 octets.
     Ipv6,
-    /// The same in brackets.
+    /// The same; a constant in brackets.
     Bracketed,
     /// Either, by its length.
     Address,

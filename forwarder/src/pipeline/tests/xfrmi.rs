@@ -343,7 +343,7 @@ fn a_rule_may_drop_or_leave_what_passes_postrouting_again() {
     assert_eq!(dropping.gateway.lab.one(v4().frame()), []);
     assert_eq!((dropping.counted(), dropping.punted()), (vec![1], Vec::new()));
     assert_eq!(dropping.gateway.lab.drops(DropReason::NetfilterDrop), 1);
-    let mut leaving = with(Expr::Other("quota".to_owned()));
+    let mut leaving = with(Expr::Other("quota".into()));
     let frame = v4().frame();
     assert_eq!(leaving.gateway.lab.one(frame.clone()), []);
     assert_eq!((leaving.punted(), leaving.counted()), (vec![frame], vec![0]), "as received");

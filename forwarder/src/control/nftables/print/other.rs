@@ -76,7 +76,10 @@ impl RulePrinter<'_, '_> {
         let operand = self.registers.get(reg)?;
         let kind = kind(of, operand.len);
         let text = match &operand.what {
-            What::Value(value) => kind.text(&kind.to_network(value, operand.order)),
+            What::Value(value) => {
+                let text = kind.text(&kind.to_network(value, operand.order));
+                if of == Type::Bracketed { format!("[{text}]") } else { text }
+            }
             What::Map { key, set, fields } if set.flags & SET_MAP != 0 => {
                 // Data of several fields have no type here.
                 let data = (of != Type::Unknown && octets(of) == Some(set.data_len.into()))
@@ -92,7 +95,7 @@ impl RulePrinter<'_, '_> {
                 text
             }
         };
-        to.text += &if of == Type::Bracketed { format!("[{text}]") } else { text };
+        to.text += &text;
         to.regs.push(reg);
         Some(())
     }

@@ -282,7 +282,7 @@ fn written(family: Family, name: &str, list: Listed<'_>) -> Option<String> {
 
 #[test]
 fn statements_of_modules_that_a_kernel_may_lack_are_written_as_nft_does() {
-    let queue = |list| written(Family::Ip, "queue", list);
+    let queue = |list: Listed<'_>| written(Family::Ip, "queue", list);
     let (one, four, none, both) =
         (1u16.to_be_bytes(), 4u16.to_be_bytes(), 0u16.to_be_bytes(), 3u16.to_be_bytes());
     assert_eq!(queue(&[(1, &four), (2, &one), (3, &none)]).as_deref(), Some("queue to 4"));

@@ -130,10 +130,10 @@ fn root_statements_are_written_as_by_nft() {
         let ruleset = read(socket).expect("reads");
         let printed = ruleset.tables.iter().flat_map(|table| {
             let printer = Printer::new(table);
-            let chain = move |rules: &[_]| -> Vec<String> {
-                rules.iter().map(|rule| printer.rule(rule, &|_| None)).collect()
-            };
-            table.chains.iter().map(move |of| chain(&of.rules)).collect::<Vec<_>>()
+            let rules = table.chains.iter().map(|of| {
+                of.rules.iter().map(|rule| printer.rule(rule, &|_| None)).collect::<Vec<String>>()
+            });
+            rules.collect::<Vec<_>>()
         });
         let (expected, printed): (Vec<_>, Vec<_>) = (in_chains.collect(), printed.collect());
         assert_eq!(expected.len(), printed.len());
