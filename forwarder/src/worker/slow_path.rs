@@ -29,6 +29,7 @@ const QUEUES: usize = 2;
 const REQUESTS: usize = 256;
 
 /// Maximum number of frames in the queue of a reason.
+#[cfg(test)]
 pub(super) fn frames_max(reason: PuntReason) -> usize {
     BUFFERS[queue_of(reason)].iter().sum()
 }

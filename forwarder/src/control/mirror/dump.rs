@@ -445,7 +445,7 @@ pub(super) fn routes<A: RibAddr>(
     // kernel use long messages from the start, as long as what has been received (`netlink_dump`).
     header[4] = RT_TABLE_LOCAL as u8;
     let local_header = header;
-    let mut has_local = |requests: &mut dyn Dumps| {
+    let has_local = |requests: &mut dyn Dumps| {
         let mut has_any = false;
         let dumped = requests.dump(WHAT, RTM_GETROUTE, &local_header, &mut |message| {
             let route = Some(message).filter(|it| is_of_family(it)).and_then(parse::route::<A>);
