@@ -364,8 +364,8 @@ struct Recording {
     octets: Vec<u8>,
     /// Type, flags, and end in `octets` of each message.
     messages: Vec<(u16, u16, usize)>,
-    /// End in `messages` of each dump.
-    dumps: Vec<usize>,
+    /// End in `messages` of each dump, and the errno of one that the kernel has refused.
+    dumps: Vec<(usize, Option<i32>)>,
     /// How many have been replayed.
     replayed: usize,
 }
@@ -386,12 +386,16 @@ impl Dumps for Recording {
         each: &mut dyn FnMut(&Message<'_>),
     ) -> Result<DumpEnd, SockError> {
         let end_of =
-            |dump: Option<usize>| dump.map_or(0, |n| self.dumps.get(n).copied().unwrap_or(0));
+            |dump: Option<usize>| dump.and_then(|n| self.dumps.get(n)).map_or(0, |(end, _)| *end);
         let (first, end) = (end_of(self.replayed.checked_sub(1)), end_of(Some(self.replayed)));
-        if self.replayed >= self.dumps.len() {
+        let Some((_, errno)) = self.dumps.get(self.replayed) else {
             return Err(SockError::Io { what, source: io::ErrorKind::UnexpectedEof.into() });
-        }
+        };
         self.replayed += 1;
+        if let Some(errno) = errno {
+            let source = io::Error::from_raw_os_error(*errno);
+            return Err(SockError::Refused { what, source, text: String::new() });
+        }
         let mut start = first.checked_sub(1).and_then(|n| self.messages.get(n)).map_or(0, |m| m.2);
         for &(kind, flags, end) in self.messages.get(first..end).unwrap_or_default() {
             let payload = self.octets.get(start..end).unwrap_or_default();
@@ -420,9 +424,15 @@ impl Dumps for Recorder<'_> {
         let end = self.requests.dump(what, kind, header, |message| {
             recording.push(message);
             each(message);
-        })?;
-        recording.dumps.push(recording.messages.len());
-        Ok(end)
+        });
+        let errno = match &end {
+            Ok(_) => None,
+            // Whoever goes on after it finds the same when this is replayed.
+            Err(SockError::Refused { source, .. }) => source.raw_os_error(),
+            Err(_) => return end,
+        };
+        recording.dumps.push((recording.messages.len(), errno));
+        end
     }
 }
 
@@ -436,9 +446,10 @@ mod tests {
         for (kind, payload) in [(24, &[1, 2][..]), (24, &[]), (32, &[3])] {
             recording.push(&Message { kind, flags: 2, seq: 9, payload });
             if kind == 32 || payload.is_empty() {
-                recording.dumps.push(recording.messages.len());
+                recording.dumps.push((recording.messages.len(), None));
             }
         }
+        recording.dumps.push((recording.messages.len(), Some(libc::ENOENT)));
         let mut replay = || {
             let mut all = Vec::new();
             let end = recording.dump("x", 0, &[], &mut |message| {
@@ -448,6 +459,11 @@ mod tests {
         };
         assert_eq!(replay().expect("the first"), [(24, vec![1, 2]), (24, vec![])]);
         assert_eq!(replay().expect("the second"), [(32, vec![3])]);
-        assert!(replay().is_err(), "there is no third");
+        let errno = |dump: Result<Vec<_>, SockError>| match dump {
+            Err(SockError::Refused { source, .. }) => source.raw_os_error(),
+            _ => None,
+        };
+        assert_eq!(errno(replay()), Some(libc::ENOENT), "the third was refused");
+        assert!(matches!(replay(), Err(SockError::Io { .. })), "there is no fourth");
     }
 }

@@ -39,6 +39,22 @@ fn root_without_a_difference_nothing_is_corrected() {
     });
 }
 
+/// The kernel makes the table local of a namespace when its first interface is up, and refuses to list it before.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_without_a_table_local_nothing_fails() {
+    in_netns(|| {
+        run("ip link set lo down");
+        let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
+        let before = mirror.counters().check_rounds();
+        tick_for(&mut mirror, 2 * ROUND);
+        let after = mirror.counters();
+        assert!(after.check_rounds() > before, "{after:?}");
+        assert_eq!(after.corrections, 0, "{after:?}");
+        eventually(&mut mirror, equals_kernel).expect("equal");
+    });
+}
+
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn root_what_no_event_told_is_corrected_and_counted() {
