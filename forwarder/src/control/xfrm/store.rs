@@ -231,7 +231,13 @@ impl Store {
                 errno => format!("cannot lock it: {errno}"),
             })
         })?;
+        remove_unfinished(path);
         Ok(Store { path: path.to_owned(), _lock: lock })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What is stored for a key. `None`: nothing.
