@@ -317,6 +317,20 @@ fn write_new(directory: &Path, id: &KeyId, record: &Record, about: &str) -> io::
     Ok(path)
 }
 
+/// Removes the files that [`write_new`] made in processes which have ended before they were those of keys: they have seeds.
+/// Whether that works makes no difference to those of keys.
+fn remove_unfinished(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let parts = name.to_str().and_then(|name| name.strip_prefix("sa-")?.split_once('.'));
+        let pid = parts.and_then(|(_, pid)| pid.parse::<u32>().ok());
+        // `create` of another process may be at work.
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// The names in the directory are on the disk, too.
 fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
@@ -402,6 +416,23 @@ mod tests {
         assert!(!create(dir.path(), &id, "x").expect("is there"));
         assert_eq!(store.read(&id).expect("reads").expect("is there").sent, 5);
         assert!(create(dir.path(), &KeyId::of(&gcm(2)), "x").expect("is another"));
+    }
+
+    #[test]
+    fn what_dead_processes_did_not_finish_is_removed() {
+        let dir = directory();
+        let id = KeyId::of(&gcm(1));
+        create(dir.path(), &id, "x").expect("makes it");
+        // Greater than any process id (PID_MAX_LIMIT is 2^22).
+        let dead = format!("{}.{}", id.0, 1 << 23);
+        let own = format!("{}.{}", id.0, std::process::id());
+        let all = [id.0.as_str(), &own, &dead, "sa-x.y", "8388608", "x.8388608"];
+        for name in &all[1..] {
+            fs::write(dir.path().join(name), "x").expect("writes");
+        }
+        Store::open(dir.path()).expect("opens");
+        let left = all.map(|name| dir.path().join(name).exists());
+        assert_eq!(left, [true, true, false, true, true, true]);
     }
 
     #[test]

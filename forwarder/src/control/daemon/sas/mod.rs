@@ -300,9 +300,15 @@ impl SaFollower {
         is_news
     }
 
-    /// Whether the thread has ended, which is a bug.
-    pub(super) fn has_ended(&self) -> bool {
-        self.threads.iter().any(JoinHandle::is_finished)
+    /// Which thread has ended, which is a bug, and what becomes of packets.
+    pub(super) fn ended(&self) -> Option<String> {
+        let ended = self.threads.iter().find(|thread| thread.is_finished())?;
+        let then = match self.shared.file.load().is_some() {
+            true => "the kernel drops what IPsec policies protect, and forwards the rest",
+            false => "the kernel keeps forwarding",
+        };
+        let name = ended.thread().name().unwrap_or("fr-xfrm");
+        Some(format!("the thread {name} ended by itself, which is a bug; {then}"))
     }
 
     /// Ends the threads, and waits for them until `end`. The workers have stopped.
