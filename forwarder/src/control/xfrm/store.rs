@@ -18,7 +18,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
-use nix::unistd::geteuid;
+use nix::unistd::{Uid, geteuid};
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
@@ -177,13 +177,21 @@ pub fn prepare(path: &Path) -> Result<(), StoreError> {
         Err(_) if path.symlink_metadata().is_ok() => {}
         Err(error) => return Err(StoreError::Create { path: path.to_owned(), error }),
     }
+    check(path, Some(geteuid()))
+}
+
+/// Checks that a directory is that of a user alone; `None`: of whoever owns it.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn check(path: &Path, user: Option<Uid>) -> Result<(), StoreError> {
     let unfit = |message| StoreError::Unfit { path: path.to_owned(), message };
     let meta = path.symlink_metadata().map_err(|error| unfit(error.to_string()))?;
     if !meta.is_dir() {
         return Err(unfit("it is a symbolic link or not a directory".to_owned()));
     }
-    let (owner, user) = (meta.uid(), geteuid());
-    if owner != user.as_raw() {
+    let owner = meta.uid();
+    if let Some(user) = user.filter(|user| user.as_raw() != owner) {
         let owner = name_of(owner.into());
         let user = name_of(user);
         return Err(unfit(format!(

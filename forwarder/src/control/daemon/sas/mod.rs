@@ -39,7 +39,7 @@ use netlink_sys::protocols::NETLINK_XFRM;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::followed::{Followed, Kind, Place};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::flow_entry::Locals;
 use crate::control::config::xfrm::StaticXfrm;
@@ -201,6 +201,7 @@ impl SaFollower {
             bail!("[xfrm]: {found}");
         }
         let store = Store::open(directory)?;
+        info!("IPsec: sequence numbers of the file's SAs are stored in {}", directory.display());
         shared.locals.store(Arc::new(locals));
         shared.file.store(Some(file));
         let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
