@@ -168,6 +168,7 @@ impl Stored {
     /// Does what [is due](Self::is_due), and tells people whether that works. Returns whether that, or what became of the
     /// SA, is news for them.
     fn look_after(&mut self, id: &KeyId, store: &Store, now: Instant) -> bool {
+        let was_failing = self.failing.is_some();
         if self.is_due(now) {
             let was_at_end = self.is_at_end;
             let done = if self.is_outbound() {
@@ -191,7 +192,8 @@ impl Stored {
             }
         }
         let is_troubled = self.trouble().is_some();
-        std::mem::replace(&mut self.is_troubled, is_troubled) != is_troubled
+        let was_troubled = std::mem::replace(&mut self.is_troubled, is_troubled);
+        [was_failing, was_troubled] != [self.failing.is_some(), is_troubled]
     }
 
     /// Reserves sequence numbers: first on the disk, then for the workers.
