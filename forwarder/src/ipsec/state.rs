@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use prefetch_index::prefetch_index;
+use ring::digest::SHA256;
 
 use super::algorithm::{Auth, BadKey, EspAlgorithm, EspKeys};
 use super::config::{
@@ -61,11 +62,38 @@ impl Keys {
             Keys::Esp(EspKeys::EncryptThenMac(_, cipher, _, auth)) if cipher.is_empty() => auth,
             Keys::Esp(EspKeys::EncryptThenMac(_, cipher, ..)) => cipher,
         };
-        let digest = ring::digest::digest(&ring::digest::SHA256, secret.octets());
-        let mut octets = [0; 32];
-        octets.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
-        octets
+        octets(&ring::digest::digest(&SHA256, secret.octets()))
     }
+
+    /// SHA-256 of all that packets are protected with: the names of the algorithms, the length of the ICV and both keys,
+    /// each with its length. Two SAs with the same one differ in nothing that keys or algorithms decide.
+    #[must_use]
+    pub fn full_digest(&self) -> [u8; 32] {
+        let none: &[u8] = &[];
+        let (cipher, cipher_key, auth, auth_key, icv_len) = match self {
+            Keys::Esp(EspKeys::Combined(aead, secret)) => {
+                let icv_len = EspAlgorithm::Combined(*aead).icv_len();
+                (aead.name(), secret.octets(), "", none, icv_len)
+            }
+            Keys::Esp(EspKeys::EncryptThenMac(cipher, key, auth, auth_key)) => {
+                (cipher.name(), key.octets(), auth.name(), auth_key.octets(), auth.icv_len())
+            }
+            Keys::Ah(auth, secret) => ("", none, auth.name(), secret.octets(), auth.icv_len()),
+        };
+        let mut context = ring::digest::Context::new(&SHA256);
+        for part in [cipher.as_bytes(), cipher_key, auth.as_bytes(), auth_key] {
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part);
+        }
+        context.update(&(icv_len as u64).to_be_bytes());
+        octets(&context.finish())
+    }
+}
+
+fn octets(digest: &ring::digest::Digest) -> [u8; 32] {
+    let mut octets = [0; 32];
+    octets.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
+    octets
 }
 
 /// An SA that cannot be.

@@ -63,9 +63,12 @@ pub(super) fn xfrm_input<'a, M: PathMode>(
         return Ok(None);
     }
     let ends = [located.src, located.dst];
-    let Some(inside) = ctx.tables.links.of_opened(config.if_id, ends, dev) else {
-        return Ok(None);
+    // VTIs and xfrm interfaces receive what the kernel opens: it has no SA of a file.
+    let inside = match ctx.tables.xfrm.are_of_file() {
+        true => Some(dev),
+        false => ctx.tables.links.of_opened(config.if_id, ends, dev),
     };
+    let Some(inside) = inside else { return Ok(None) };
     ctx.state.xfrm_received.keep(skb);
     let ran = match pass_local_in::<M>(skb, protocol, dev, &located, ctx) {
         Err(Exit::Punt(reason)) => return Err(restored(skb, reason, ctx)),

@@ -54,11 +54,11 @@ impl Bundle<'_> {
     /// Whether an IPv6 packet is short enough. Longer ones come here only where the kernel cannot send the error.
     #[inline(never)]
     pub fn check_len6(&self, skb: &SkBuff) -> Result<(), Exit> {
-        if skb.network_len() <= self.dst.mtu as usize {
+        // RFC 8200 §5: no link has less, and senders do not send less.
+        let mtu = self.dst.mtu.max(MTU_MIN);
+        if skb.network_len() <= mtu as usize {
             return Ok(());
         }
-        // RFC 8200 §5: no link has less.
-        let mtu = self.dst.mtu.max(MTU_MIN);
         let (too_big, reason) = (Icmpv6Type::PKT_TOOBIG.0, DropReason::PktTooBig);
         Err(Exit::Icmp(IcmpError::with_info(too_big, 0, mtu, reason)))
     }
@@ -121,7 +121,12 @@ pub(super) fn xfrm_bundle_create<'a>(
     let overhead = state.state().overhead(len);
     let has_room = skb.network_headroom() >= overhead.head + LINK_LAYER_LEN + TAGS_MAX * TAG_LEN
         && skb.network_headroom() + len + overhead.tail <= FRAME_SIZE;
-    let mtu = state.state().mtu(outer.mtu).min(dst.mtu);
+    let of_sa = match is_of_file && pf == Family::Ip {
+        // Outer packets of IPv6 are not fragmented here: senders are told what fits into one.
+        true => state.state().packet_len_max(outer.mtu),
+        false => state.state().mtu(outer.mtu),
+    };
+    let mtu = of_sa.min(dst.mtu);
     let outer_len = overhead.head + len + overhead.tail;
     let fits = len as u32 <= mtu && outer_len as u32 <= outer.mtu;
     // Others are rejected, or cut before they are protected.
@@ -137,7 +142,9 @@ pub(super) fn xfrm_bundle_create<'a>(
     if !(fits || is_cut_after()) {
         let may_be_cut =
             pf == Family::Ip && !Ipv4Packet::new_unchecked(skb.network_header()).dont_frag();
-        return match is_of_file && !may_be_cut {
+        // An IPv6 packet of 1280 octets or less that does not fit is the kernel's, and dropped if that has no SA.
+        let min = if pf == Family::Ip { 0 } else { MTU_MIN };
+        return match is_of_file && !may_be_cut && len as u32 > mtu.max(min) {
             // Its sender is told by those who check its length.
             true => Ok(Bundle { state, dst: Dst { mtu, ..*dst }, outer, by_xfrmi }),
             false => Err(KERNEL),

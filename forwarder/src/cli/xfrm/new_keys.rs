@@ -53,12 +53,17 @@ pub fn new_keys(global: &Global, args: &NewKeysArgs) -> Result<()> {
     }
     let output = global.output();
     if output.json {
-        let entries = made.iter().map(|(sa, is_new)| json!({ "sa": sa, "new": is_new }));
+        let entries = made
+            .iter()
+            .map(|(sa, is_new)| json!({ "sa": sa, "new": is_new, "state_dir": directory.to_string_lossy() }));
         return output.json(&entries.collect::<Vec<_>>());
     }
     let line = |(sa, is_new): &(String, bool)| match is_new {
-        true => format!("{sa}: new\n"),
-        false => format!("{sa}: has sequence numbers already, and keeps them\n"),
+        true => format!("{sa}: new in {}\n", directory.display()),
+        false => format!(
+            "{sa}: has sequence numbers in {} already, and keeps them\n",
+            directory.display()
+        ),
     };
     output.text(&made.iter().map(line).collect::<String>())
 }

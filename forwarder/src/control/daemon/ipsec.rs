@@ -8,7 +8,7 @@ use tracing::{error, info};
 use super::Supervisor;
 use super::sas::{SaFollower, Tracked};
 use crate::control::api::IpsecSas;
-use crate::ipsec::State;
+use crate::ipsec::{OutboundState, State};
 use crate::netfilter::nft::Tracking;
 use crate::tables::{LOOPBACK_IFINDEX, XfrmPolicies};
 
@@ -131,10 +131,10 @@ impl Supervisor {
             self.steer_sas()?;
         }
         let is_news = self.sas.as_mut().is_some_and(|sas| sas.set_enabled(is_enabled));
-        if is_news {
-            self.apply_sas()?;
-        }
-        Ok(())
+        // SAs may have been disabled before the kernel stopped to drop what it gets of their packets.
+        let is_guard_news = self.has_file()
+            && is_other_guard(&self.mirror.tables().xfrm, self.sas.is_some(), self.is_guarded());
+        if is_news || is_guard_news { self.apply_sas() } else { Ok(()) }
     }
 
     /// Takes the SAs that were read: the workers use them from their next burst on.
@@ -204,9 +204,11 @@ impl Supervisor {
             let reasons = filter.into_iter().collect();
             return Some(IpsecSas { reasons, of_file: self.has_file(), ..IpsecSas::default() });
         };
+        // Those of a file that have no numbers do not send.
+        let is_in_use = |state: &OutboundState| !self.has_file() || state.sequence().has_numbers();
         Some(IpsecSas {
             inbound: report.states.inbound.states().count() as u64,
-            outbound: report.states.outbound.len() as u64,
+            outbound: report.states.outbound.iter().filter(|state| is_in_use(state)).count() as u64,
             kernel: report.states.kernels.len() as u64,
             reasons: filter.into_iter().chain(report.kernels.iter().cloned()).collect(),
             of_file: self.has_file(),
@@ -265,6 +267,11 @@ impl Supervisor {
     }
 }
 
+/// Whether the workers have policies of a file that were made while the kernel did, or did not, have the same.
+fn is_other_guard(published: &XfrmPolicies, has_sas: bool, is_guarded: bool) -> bool {
+    has_sas && published.are_of_file() && published.are_unguarded() == is_guarded
+}
+
 /// What is wrong if the kernel's policies are not those of the file.
 fn unguarded(differences: &[String]) -> String {
     format!(
@@ -272,4 +279,19 @@ fn unguarded(differences: &[String]) -> String {
          Ferroute does not run and of what it hands over. A kernel with CONFIG_XFRM_USER needs no ESP for this; run:\n  {}",
         differences.join("\n  ")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_made_again_when_the_guard_changes_whatever_uses_sas() {
+        let of_file = |is_guarded| XfrmPolicies::default().of_file(is_guarded);
+        let is_other = |published, is_guarded| is_other_guard(&published, true, is_guarded);
+        assert!(is_other(of_file(true), false) && is_other(of_file(false), true));
+        assert!(!is_other(of_file(true), true) && !is_other(of_file(false), false));
+        assert!(!is_other(XfrmPolicies::default(), false), "they are the kernel's");
+        assert!(!is_other_guard(&of_file(true), false, false), "nothing has been started");
+    }
 }

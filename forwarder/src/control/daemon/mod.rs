@@ -519,10 +519,8 @@ impl Supervisor {
         if self.flows.as_ref().is_some_and(FlowFollower::has_ended) {
             bail!("the thread fr-ct ended by itself, which is a bug; the kernel keeps forwarding");
         }
-        if self.sas.as_ref().is_some_and(SaFollower::has_ended) {
-            bail!(
-                "the thread fr-xfrm ended by itself, which is a bug; the kernel keeps forwarding"
-            );
+        if let Some(ended) = self.sas.as_ref().and_then(SaFollower::ended) {
+            bail!("{ended}");
         }
         if self.offload.as_ref().is_some_and(Offloader::has_ended) {
             bail!(

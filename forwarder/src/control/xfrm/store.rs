@@ -18,7 +18,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
-use nix::unistd::geteuid;
+use nix::unistd::{Uid, geteuid};
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
@@ -177,13 +177,21 @@ pub fn prepare(path: &Path) -> Result<(), StoreError> {
         Err(_) if path.symlink_metadata().is_ok() => {}
         Err(error) => return Err(StoreError::Create { path: path.to_owned(), error }),
     }
+    check(path, Some(geteuid()))
+}
+
+/// Checks that a directory is that of a user alone; `None`: of whoever owns it.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn check(path: &Path, user: Option<Uid>) -> Result<(), StoreError> {
     let unfit = |message| StoreError::Unfit { path: path.to_owned(), message };
     let meta = path.symlink_metadata().map_err(|error| unfit(error.to_string()))?;
     if !meta.is_dir() {
         return Err(unfit("it is a symbolic link or not a directory".to_owned()));
     }
-    let (owner, user) = (meta.uid(), geteuid());
-    if owner != user.as_raw() {
+    let owner = meta.uid();
+    if let Some(user) = user.filter(|user| user.as_raw() != owner) {
         let owner = name_of(owner.into());
         let user = name_of(user);
         return Err(unfit(format!(
@@ -231,7 +239,13 @@ impl Store {
                 errno => format!("cannot lock it: {errno}"),
             })
         })?;
+        remove_unfinished(path);
         Ok(Store { path: path.to_owned(), _lock: lock })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What is stored for a key. `None`: nothing.
@@ -309,6 +323,20 @@ fn write_new(directory: &Path, id: &KeyId, record: &Record, about: &str) -> io::
     file.write_all(record.text(about).as_bytes())?;
     file.sync_all()?;
     Ok(path)
+}
+
+/// Removes the files that [`write_new`] made in processes which have ended before they were those of keys: they have seeds.
+/// Whether that works makes no difference to those of keys.
+fn remove_unfinished(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let parts = name.to_str().and_then(|name| name.strip_prefix("sa-")?.split_once('.'));
+        let pid = parts.and_then(|(_, pid)| pid.parse::<u32>().ok());
+        // `create` of another process may be at work.
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// The names in the directory are on the disk, too.
@@ -396,6 +424,23 @@ mod tests {
         assert!(!create(dir.path(), &id, "x").expect("is there"));
         assert_eq!(store.read(&id).expect("reads").expect("is there").sent, 5);
         assert!(create(dir.path(), &KeyId::of(&gcm(2)), "x").expect("is another"));
+    }
+
+    #[test]
+    fn what_dead_processes_did_not_finish_is_removed() {
+        let dir = directory();
+        let id = KeyId::of(&gcm(1));
+        create(dir.path(), &id, "x").expect("makes it");
+        // Greater than any process id (PID_MAX_LIMIT is 2^22).
+        let dead = format!("{}.{}", id.0, 1 << 23);
+        let own = format!("{}.{}", id.0, std::process::id());
+        let all = [id.0.as_str(), &own, &dead, "sa-x.y", "8388608", "x.8388608"];
+        for name in &all[1..] {
+            fs::write(dir.path().join(name), "x").expect("writes");
+        }
+        Store::open(dir.path()).expect("opens");
+        let left = all.map(|name| dir.path().join(name).exists());
+        assert_eq!(left, [true, true, false, true, true, true]);
     }
 
     #[test]

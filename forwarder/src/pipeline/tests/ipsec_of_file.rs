@@ -4,7 +4,7 @@ use super::ipsec::{FAMILIES, Gateway, after_hop6, back4, gateway_of, net, number
 use super::*;
 use crate::ipsec::{Action, Family};
 use crate::stats::PuntReason;
-use crate::tables::XfrmStates;
+use crate::tables::{Link, TunnelTaker, XfrmStates};
 
 fn of_file(outer: Family, change: impl FnOnce(&mut Net)) -> Gateway {
     let (mut net, state) = net(outer);
@@ -139,6 +139,58 @@ fn senders_of_packets_that_are_too_long_are_told() {
         let sent = gateway.lab.one(fits.frame());
         let outer = packet_to(&sent[0].1, RIGHT_HOST_MAC, RIGHT_MAC, ethertype(outer)).to_vec();
         assert_eq!(gateway.open(&outer), after_hop6(fits.packet()));
+    }
+}
+
+/// 1280 octets are the least that an IPv6 sender makes of its packets (RFC 8200 §5).
+#[test]
+fn what_does_not_fit_and_no_sender_could_shorten_is_dropped_by_name() {
+    for outer in FAMILIES {
+        let mut gateway = of_file(outer, |net| {
+            (net.links[2].mtu, net.links[2].mtu6) = (1300, 1300);
+        });
+        let room = gateway.state.state().packet_len_max(1300) as usize;
+        assert!(room < 1279);
+        let v6_of = |len: usize| V6 { payload: udp(&vec![3; len - 48]), ..V6::to("2001:db8:a::5") };
+        let sent = gateway.lab.one(v6_of(1280).frame());
+        is_dropped(&mut gateway, &sent, DropReason::XfrmOutBundleGenError);
+        let sent = gateway.lab.one(v6_of(room + 1).frame());
+        assert_eq!((sent, gateway.lab.drops(DropReason::XfrmOutBundleGenError)), (vec![], 2));
+        let sent = gateway.lab.one(v6_of(1281).frame());
+        let error = packet_to(&sent[0].1, LEFT_HOST_MAC, LEFT_MAC, 0x86dd);
+        assert_eq!((error[40], error[44..48].to_vec()), (2, 1280_u32.to_be_bytes().to_vec()));
+
+        let v4_of = |len: usize| V4 { dont_frag: true, payload: udp(&vec![3; len - 28]), ..v4() };
+        let sent = gateway.lab.one(v4_of(room + 1).frame());
+        let error = packet_to(&sent[0].1, LEFT_HOST_MAC, LEFT_MAC, 0x0800);
+        assert_eq!(error[20..22], [3, 4], "fragmentation needed");
+        assert_eq!(u16::from_be_bytes([error[26], error[27]]) as usize, room);
+        let sent = gateway.lab.one(v4_of(room).frame());
+        let packet = packet_to(&sent[0].1, RIGHT_HOST_MAC, RIGHT_MAC, ethertype(outer)).to_vec();
+        assert!(packet.len() <= 1300);
+        assert_eq!(gateway.open(&packet), after_hop(v4_of(room).packet()));
+        assert_eq!(gateway.lab.punted(), Vec::<Vec<u8>>::new());
+    }
+}
+
+/// They receive what the kernel opens, which has no SA.
+#[test]
+fn interfaces_of_the_kernels_tunnels_take_nothing() {
+    let vti = TunnelTaker::Vti { local: None, remote: None, is_ipv6: false };
+    for takes in [TunnelTaker::External, vti] {
+        let taker = || Link { takes: Some(takes), ..Link::new(9, "ipsec0") };
+        let mut gateway = of_file(Family::Ipv4, |net| net.links.push(taker()));
+        let frame = gateway.sealed(&back4().packet());
+        let sent = gateway.right(&frame);
+        assert_eq!(answered(&sent, 0x0800), after_hop(back4().packet()));
+        // With the kernel's SAs they do.
+        let mut gateway = of_file(Family::Ipv4, |net| {
+            net.of_file = None;
+            net.links.push(taker());
+        });
+        let frame = gateway.sealed(&back4().packet());
+        assert_eq!(gateway.right(&frame), []);
+        assert_eq!(gateway.lab.punted(), [frame]);
     }
 }
 

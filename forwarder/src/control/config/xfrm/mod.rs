@@ -53,6 +53,7 @@ use crate::wire::Protocol;
 use crate::wire::esp::UDP_PORT;
 
 pub(super) use key::{with_words_only, without_keys};
+pub use of_run::Identity;
 pub(super) use section::XfrmSection;
 
 /// The policies and SAs of a file.

@@ -18,6 +18,16 @@ use crate::tables::Wanted;
 use crate::wire::Protocol;
 use crate::wire::esp::UDP_PORT;
 
+/// What an SA is, without its keys, and the digest of these.
+#[derive(PartialEq, Eq)]
+pub struct Identity(String, [u8; 32]);
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Identity").field(&self.0).finish()
+    }
+}
+
 impl PartialEq for StaticXfrm {
     /// Whether they describe the same, wherever it is in the file.
     fn eq(&self, other: &StaticXfrm) -> bool {
@@ -103,15 +113,11 @@ impl StaticState {
         KeyId::of(&self.keys)
     }
 
-    /// What its packets and keys are; where it is in the file makes no difference.
-    fn identity(&self) -> (String, [u8; 32]) {
+    /// What its packets, algorithms and keys are: it tells whether an SA with the same [`key_id`](Self::key_id) is another
+    /// one. Where it is in the file makes no difference.
+    pub fn identity(&self) -> Identity {
         let all = format!("{:?} {:?} {:?}", self.config, self.proto, self.direction);
-        (all, self.keys.digest())
-    }
-
-    /// The same without the keys, to tell whether an SA with the same key is another one.
-    pub fn config_text(&self) -> String {
-        self.identity().0
+        Identity(all, self.keys.full_digest())
     }
 
     /// Which SA it is, as `ip xfrm` names one.
@@ -300,6 +306,34 @@ action = "block"
             [("0xff01", "0xfe01"), ("0x1001", "0x1003"), ("priority = 100", "priority = 9")]
         {
             assert_ne!(one, parse(&FILE.replace(from, to)).expect("is right"), "{from}");
+        }
+    }
+
+    #[test]
+    fn another_algorithm_or_key_for_authentication_is_another_sa() {
+        let gcm = "aead = { name = \"rfc4106(gcm(aes))\", key = \"0x000102030405060708090a0b0c0d0e0f10111213\", icv = 128 }";
+        let cbc = "enc = { name = \"cbc(aes)\", key = \"0x000102030405060708090a0b0c0d0e0f\" }\n\
+                   auth-trunc = { name = \"hmac(sha256)\", key = \"0x0102030405060708\", trunc = 128 }";
+        let cbc = FILE.replace(gcm, cbc);
+        assert_ne!(cbc, FILE);
+        let cbc = cbc.as_str();
+        for (file, from, to) in [
+            (FILE, "rfc4106(gcm(aes))", "rfc4543(gcm(aes))"),
+            (cbc, "\"0x0102030405060708\"", "\"0x0102030405060709\""),
+            (cbc, "\"0x0102030405060708\", trunc = 128", "\"0x010203040506070809\", trunc = 128"),
+            (
+                cbc,
+                "hmac(sha256)\", key = \"0x0102030405060708\", trunc = 128",
+                "hmac(sha1)\", key = \"0x0102030405060708\", trunc = 96",
+            ),
+        ] {
+            let changed = file.replace(from, to);
+            assert_ne!(changed, file, "{from}");
+            let [one, other] = [file, changed.as_str()].map(|text| parse(text).expect("is right"));
+            assert_ne!(one, other, "{to}");
+            let [one, other] = [&one, &other].map(|file| &file.states()[0]);
+            assert_ne!(one.identity(), other.identity(), "{to}");
+            assert_eq!(one.key_id(), other.key_id(), "its numbers go on: {to}");
         }
     }
 

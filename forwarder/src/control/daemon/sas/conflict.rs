@@ -24,6 +24,9 @@ use crate::control::xfrm::state;
 /// Until the next attempt after an error.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Begins the reason after an error.
+const UNKNOWN: &str = "it is not known whether the kernel has SAs";
+
 /// The first SA that the kernel has, as a reason not to use those of a file. One that is being negotiated is none.
 ///
 /// # Errors
@@ -44,7 +47,7 @@ pub(super) fn watch(shared: &Shared) {
     privilege::confine_follower();
     while !shared.stopping.load(Relaxed) {
         if let Err(error) = follow(shared) {
-            tell(shared, Some(format!("it is not known whether the kernel has SAs: {error}")));
+            tell(shared, Some(format!("{UNKNOWN}: {error}")));
             thread::sleep(RETRY);
         }
     }
@@ -87,8 +90,27 @@ fn tell(shared: &Shared, found: Option<String>) {
     }
     match &found {
         Some(found) => error!("IPsec: no SA of the file is used: {found}"),
-        None => info!("IPsec: the kernel has no SAs any more"),
+        None => info!("IPsec: {}", over(before.as_deref().map_or("", String::as_str))),
     }
     shared.conflict.store(found.map(Arc::new));
     shared.changes.fetch_add(1, Release);
+}
+
+/// What to say when there is no reason any more.
+fn over(before: &str) -> &'static str {
+    match before.starts_with(UNKNOWN) {
+        true => "it is known again that the kernel has no SAs",
+        false => "the kernel has no SAs any more",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_an_error_the_kernel_had_no_sas_either() {
+        assert!(over(&format!("{UNKNOWN}: EIO")).starts_with("it is known again"));
+        assert!(over("the kernel has the SA x").starts_with("the kernel has no SAs any more"));
+    }
 }

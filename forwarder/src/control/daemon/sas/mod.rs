@@ -39,7 +39,7 @@ use netlink_sys::protocols::NETLINK_XFRM;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::followed::{Followed, Kind, Place};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::flow_entry::Locals;
 use crate::control::config::xfrm::StaticXfrm;
@@ -201,6 +201,7 @@ impl SaFollower {
             bail!("[xfrm]: {found}");
         }
         let store = Store::open(directory)?;
+        info!("IPsec: sequence numbers of the file's SAs are stored in {}", directory.display());
         shared.locals.store(Arc::new(locals));
         shared.file.store(Some(file));
         let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
@@ -300,9 +301,15 @@ impl SaFollower {
         is_news
     }
 
-    /// Whether the thread has ended, which is a bug.
-    pub(super) fn has_ended(&self) -> bool {
-        self.threads.iter().any(JoinHandle::is_finished)
+    /// Which thread has ended, which is a bug, and what becomes of packets.
+    pub(super) fn ended(&self) -> Option<String> {
+        let ended = self.threads.iter().find(|thread| thread.is_finished())?;
+        let then = match self.shared.file.load().is_some() {
+            true => "the kernel drops what IPsec policies protect, and forwards the rest",
+            false => "the kernel keeps forwarding",
+        };
+        let name = ended.thread().name().unwrap_or("fr-xfrm");
+        Some(format!("the thread {name} ended by itself, which is a bug; {then}"))
     }
 
     /// Ends the threads, and waits for them until `end`. The workers have stopped.

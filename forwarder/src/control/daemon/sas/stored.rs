@@ -10,7 +10,7 @@
 //! An SA for sending whose key has no file is not used: the key may have been. One for receiving gets a file, and its key is
 //! none for sending from then on.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::thread;
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::{NAMED_MAX, Report, Shared, TICK, WAIT};
-use crate::control::config::xfrm::{StaticState, StaticXfrm};
+use crate::control::config::xfrm::{Identity, StaticState, StaticXfrm};
 use crate::control::process::privilege;
 use crate::control::xfrm::store::{KeyId, NEVER_SENT, Record, Store};
 use crate::control::xfrm::workers::WorkersState;
@@ -55,8 +55,7 @@ enum Kind {
 /// An SA of the file.
 struct Stored {
     kind: Kind,
-    /// What it is, without its keys.
-    config: String,
+    identity: Identity,
     is_local: bool,
     name: String,
     record: Record,
@@ -67,6 +66,10 @@ struct Stored {
     retry_at: Option<Instant>,
     /// All numbers have been reserved.
     is_at_end: bool,
+    /// Why something could not be stored, until it is.
+    failing: Option<String>,
+    /// What [`trouble`](Self::trouble) was when it was looked after last.
+    is_troubled: bool,
 }
 
 impl Stored {
@@ -94,11 +97,11 @@ impl Stored {
                 record
             }
             _ => {
-                return Err(
-                    "no sequence numbers are stored for its key; if the key was never used, say so by `ferroute xfrm \
-                     new-keys -c FILE`; otherwise take another key, at both ends"
-                        .to_owned(),
-                );
+                return Err(format!(
+                    "no sequence numbers are stored for its key in {}; if the key was never used, say so by `ferroute xfrm \
+                     new-keys -c FILE`; otherwise take another key, at both ends",
+                    store.path().display()
+                ));
             }
         };
         let kind = match state.make_stored(&record, is_local)? {
@@ -108,7 +111,7 @@ impl Stored {
         let now = Instant::now();
         let mut made = Stored {
             kind,
-            config: state.config_text(),
+            identity: state.identity(),
             is_local,
             name: state.name(),
             record,
@@ -117,30 +120,80 @@ impl Stored {
             stored_at: now,
             retry_at: None,
             is_at_end: false,
+            failing: None,
+            is_troubled: false,
         };
         // Before workers see it.
         made.reserve(&id, store, now)?;
+        made.is_troubled = made.trouble().is_some();
         Ok(made)
     }
 
-    /// Whether the workers have a use for a wider or an earlier range, or there is something to be stored.
-    fn look_after(&mut self, id: &KeyId, store: &Store, now: Instant) -> Result<(), String> {
-        if self.retry_at.is_some_and(|at| now < at) {
-            return Ok(());
+    fn is_outbound(&self) -> bool {
+        matches!(self.kind, Kind::Outbound(_))
+    }
+
+    /// Workers have had packets for which there was no number.
+    fn is_wanted(&self) -> bool {
+        matches!(&self.kind, Kind::Outbound(state) if state.sequence().is_wanted())
+    }
+
+    /// Why it does not send, or what it received is not stored.
+    fn trouble(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Outbound(_) if self.record.sent == NEVER_SENT => {
+                Some("the other end sends with its key: take another key, at both ends")
+            }
+            Kind::Outbound(state) if self.is_at_end && !state.sequence().has_numbers() => {
+                Some("all its sequence numbers have been used: take another key, at both ends")
+            }
+            _ => self.failing.as_deref(),
         }
-        let done = match &self.kind {
-            Kind::Outbound(state) => match state.sequence().left() <= self.range / LOW {
-                true => self.reserve(id, store, now),
-                false => Ok(()),
-            },
-            Kind::Inbound(_) if now.saturating_duration_since(self.stored_at) >= STORE => {
+    }
+
+    /// Whether more numbers are to be reserved, or something is to be stored.
+    fn is_due(&self, now: Instant) -> bool {
+        if self.retry_at.is_some_and(|at| now < at) {
+            return false;
+        }
+        match &self.kind {
+            Kind::Outbound(state) => !self.is_at_end && state.sequence().left() <= self.range / LOW,
+            Kind::Inbound(state) => {
+                now.saturating_duration_since(self.stored_at) >= STORE
+                    && state.replay().top() > self.record.received
+            }
+        }
+    }
+
+    /// Does what [is due](Self::is_due), and tells people whether that works. Returns whether that, or what became of the
+    /// SA, is news for them.
+    fn look_after(&mut self, id: &KeyId, store: &Store, now: Instant) -> bool {
+        let was_failing = self.failing.is_some();
+        if self.is_due(now) {
+            let was_at_end = self.is_at_end;
+            let done = if self.is_outbound() {
+                self.reserve(id, store, now)
+            } else {
                 self.stored_at = now;
                 self.store_received(id, store)
+            };
+            self.retry_at = if done.is_err() { now.checked_add(RETRY) } else { None };
+            let name = &self.name;
+            match (&done, &self.failing) {
+                (Ok(()), Some(_)) => info!("IPsec: {name}: its sequence numbers are stored again"),
+                (Err(error), None) => warn!("IPsec: {name}: {error}"),
+                _ => {}
             }
-            Kind::Inbound(_) => Ok(()),
-        };
-        self.retry_at = if done.is_err() { now.checked_add(RETRY) } else { None };
-        done
+            self.failing = done.err();
+            if self.is_at_end && !was_at_end {
+                warn!(
+                    "IPsec: {name}: its last sequence numbers are reserved: replace its key, at both ends"
+                );
+            }
+        }
+        let is_troubled = self.trouble().is_some();
+        let was_troubled = std::mem::replace(&mut self.is_troubled, is_troubled);
+        [was_failing, was_troubled] != [self.failing.is_some(), is_troubled]
     }
 
     /// Reserves sequence numbers: first on the disk, then for the workers.
@@ -220,8 +273,9 @@ struct Keeper<'a> {
     replaced: Vec<(Instant, KeyId, Stored)>,
     /// Why the others are not used.
     refused: HashMap<KeyId, String>,
-    /// Keys that could not be looked after, about which something was said.
-    failing: HashSet<KeyId>,
+    /// The report does not have what became of some, and when it was made.
+    is_stale: bool,
+    published_at: Instant,
     changes: Option<u64>,
     /// When those that are refused are looked at again: a key may be said to be new, and a disk may be repaired.
     again_at: Option<Instant>,
@@ -232,15 +286,24 @@ pub(super) fn keep(shared: &Shared, store: &Store, notify: &dyn Fn()) {
     privilege::drop_all();
     let mut keeper = Keeper::new(shared, store, notify);
     while !shared.stopping.load(Relaxed) {
-        let changes = shared.changes.load(Acquire);
-        let is_due = keeper.again_at.is_some_and(|at| Instant::now() >= at);
-        if keeper.changes.replace(changes) != Some(changes) || is_due {
-            keeper.follow_file(!is_due);
-        }
-        let sends = keeper.tick(Instant::now());
-        thread::sleep(if sends { TICK } else { WAIT });
+        keeper.follow_changes(Instant::now());
+        thread::sleep(keeper.tick(Instant::now()));
     }
     keeper.end();
+}
+
+/// Looks after SAs for sending, those first whose packets workers drop. Returns whether there is news for people.
+fn supply(sas: &mut HashMap<KeyId, Stored>, store: &Store, now: Instant) -> bool {
+    let mut is_news = false;
+    for is_wanted in [true, false] {
+        for (id, sa) in sas.iter_mut().filter(|(_, sa)| sa.is_outbound()) {
+            // What was reserved in the first turn is not wanted any more, and not due.
+            if sa.is_wanted() || !is_wanted {
+                is_news |= sa.look_after(id, store, now);
+            }
+        }
+    }
+    is_news
 }
 
 impl<'a> Keeper<'a> {
@@ -253,9 +316,19 @@ impl<'a> Keeper<'a> {
             sas: HashMap::new(),
             replaced: Vec::new(),
             refused: HashMap::new(),
-            failing: HashSet::new(),
+            is_stale: false,
+            published_at: Instant::now(),
             changes: None,
             again_at: None,
+        }
+    }
+
+    /// Follows the file if something has changed, or is to be tried again.
+    fn follow_changes(&mut self, now: Instant) {
+        let changes = self.shared.changes.load(Acquire);
+        let is_changed = self.changes.replace(changes) != Some(changes);
+        if is_changed || self.again_at.is_some_and(|at| now >= at) {
+            self.follow_file(is_changed);
         }
     }
 
@@ -268,11 +341,12 @@ impl<'a> Keeper<'a> {
         let now = Instant::now();
         let mut old = std::mem::take(&mut self.sas);
         let mut refused = HashMap::new();
+        let mut supplied_at = now;
         let file = Arc::clone(&self.file);
         for state in file.states().iter().filter(|_| is_enabled) {
             let (id, is_local) = (state.key_id(), locals.contains(state.dst()));
             if let Some(mut known) = old.remove(&id) {
-                if known.config == state.config_text() && known.is_local == is_local {
+                if known.identity == state.identity() && known.is_local == is_local {
                     self.sas.insert(id, known);
                     continue;
                 }
@@ -283,6 +357,13 @@ impl<'a> Keeper<'a> {
                 }
             }
             self.end_replaced(|other| *other == id);
+            // The disk may be slow, and workers send on the others.
+            if supplied_at.elapsed() >= TICK {
+                supplied_at = Instant::now();
+                for sas in [&mut self.sas, &mut old] {
+                    self.is_stale |= supply(sas, self.store, supplied_at);
+                }
+            }
             match Stored::make(state, is_local, self.store) {
                 Ok(made) => {
                     is_changed = true;
@@ -312,7 +393,8 @@ impl<'a> Keeper<'a> {
     }
 
     /// Gives the SAs to the control thread, which gives them to the workers.
-    fn publish(&self) {
+    fn publish(&mut self) {
+        (self.is_stale, self.published_at) = (false, Instant::now());
         let (mut inbound, mut states) = (Vec::new(), XfrmStates::default());
         let mut kernels: Vec<String> = Vec::new();
         if let Some(conflict) = &*self.shared.conflict.load() {
@@ -320,12 +402,16 @@ impl<'a> Keeper<'a> {
         }
         for state in self.file.states() {
             let id = state.key_id();
-            match self.sas.get(&id).map(|sa| (&sa.kind, sa.is_at_end)) {
-                Some((Kind::Inbound(state), _)) => inbound.push(Arc::clone(state)),
-                Some((Kind::Outbound(state), _)) => states.outbound.push(Arc::clone(state)),
+            let known = self.sas.get(&id);
+            match known.map(|sa| &sa.kind) {
+                Some(Kind::Inbound(state)) => inbound.push(Arc::clone(state)),
+                // Also one that is at its end: no other SA may send instead.
+                Some(Kind::Outbound(state)) => states.outbound.push(Arc::clone(state)),
                 None => {}
             }
-            if let Some(reason) = self.refused.get(&id).filter(|_| kernels.len() < NAMED_MAX) {
+            let refused = self.refused.get(&id).map(String::as_str);
+            let reason = refused.or_else(|| known.and_then(Stored::trouble));
+            if let Some(reason) = reason.filter(|_| kernels.len() < NAMED_MAX) {
                 kernels.push(format!("{}: {reason}", state.name()));
             }
         }
@@ -334,33 +420,28 @@ impl<'a> Keeper<'a> {
         (self.notify)();
     }
 
-    /// Looks after the SAs; returns whether workers send on one.
-    fn tick(&mut self, now: Instant) -> bool {
-        let mut sends = false;
-        for (id, sa) in &mut self.sas {
-            sends |= matches!(sa.kind, Kind::Outbound(_)) && !sa.is_at_end;
-            let was_at_end = sa.is_at_end;
-            match sa.look_after(id, self.store, now) {
-                Ok(()) => {
-                    if self.failing.remove(id) {
-                        info!("IPsec: {}: its sequence numbers are stored again", sa.name);
-                    }
-                }
-                Err(error) => {
-                    if self.failing.insert(id.clone()) {
-                        warn!("IPsec: {}: {error}", sa.name);
-                    }
-                }
-            }
-            if sa.is_at_end && !was_at_end {
-                warn!(
-                    "IPsec: {}: its last sequence numbers are reserved: replace its key, at both ends",
-                    sa.name
-                );
-            }
+    /// Looks after the SAs; returns how long to wait until that is due again.
+    ///
+    /// The disk may be slow: what was received is written for one SA only before workers get more numbers to send.
+    fn tick(&mut self, now: Instant) -> Duration {
+        self.is_stale |= supply(&mut self.sas, self.store, now);
+        let received = self.sas.iter_mut().filter(|(_, sa)| !sa.is_outbound() && sa.is_due(now));
+        let longest_ago = received.min_by_key(|(_, sa)| sa.stored_at);
+        let has_written = longest_ago.is_some();
+        if let Some((id, sa)) = longest_ago {
+            self.is_stale |= sa.look_after(id, self.store, now);
         }
         self.end_replaced_since(now);
-        sends
+        // Each report has the workers' tables compiled again.
+        if self.is_stale && now.saturating_duration_since(self.published_at) >= RETRY {
+            self.publish();
+        }
+        let sends = || self.sas.values().any(|sa| sa.is_outbound() && !sa.is_at_end);
+        match has_written {
+            true => Duration::ZERO,
+            false if sends() => TICK,
+            false => WAIT,
+        }
     }
 
     fn end_replaced_since(&mut self, now: Instant) {
@@ -396,190 +477,4 @@ impl<'a> Keeper<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::cell::Cell;
-    use std::fs::{self, Permissions};
-    use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
-
-    use super::*;
-    use crate::control::config::Config;
-    use crate::control::daemon::flow_entry::Locals;
-    use crate::control::xfrm::store;
-
-    /// SAs that send from 198.18.2.1, and one that receives there.
-    fn file(spis: &[u32]) -> Arc<StaticXfrm> {
-        let sa = |spi: &u32| {
-            let [src, dst] = match spi % 2 {
-                0 => ["198.18.2.1", "198.18.2.2"],
-                _ => ["198.18.2.2", "198.18.2.1"],
-            };
-            format!(
-                "[[xfrm.state]]\nsrc = \"{src}\"\ndst = \"{dst}\"\nproto = \"esp\"\nspi = {spi}\nmode = \"tunnel\"\n\
-                 aead = {{ name = \"rfc4106(gcm(aes))\", key = \"0x{spi:040x}\", icv = 128 }}\n"
-            )
-        };
-        let text: String = spis.iter().map(sa).collect();
-        Config::parse(&text, Path::new("x.toml")).expect("is right").xfrm
-    }
-
-    /// The router's own address.
-    fn own(address: &str) -> Locals {
-        let ipv4 = [(address.parse().expect("an address"), 32)].into();
-        Locals { ipv4, ..Locals::default() }
-    }
-
-    struct Lab {
-        dir: tempfile::TempDir,
-        shared: Shared,
-    }
-
-    impl Lab {
-        fn new() -> Lab {
-            let dir = tempfile::tempdir().expect("a directory");
-            fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).expect("changes");
-            let shared = Shared::default();
-            shared.is_enabled.store(true, Relaxed);
-            shared.locals.store(Arc::new(own("198.18.2.1")));
-            Lab { dir, shared }
-        }
-
-        /// Runs a process of its own with the file until it is killed, or ends.
-        fn run<T>(&self, spis: &[u32], act: impl FnOnce(&mut Keeper<'_>, &Report) -> T) -> T {
-            let store = Store::open(self.dir.path()).expect("opens");
-            self.shared.file.store(Some(file(spis)));
-            let nobody = || {};
-            let mut keeper = Keeper::new(&self.shared, &store, &nobody);
-            keeper.follow_file(true);
-            let report = self.shared.report.load_full();
-            act(&mut keeper, &report)
-        }
-
-        fn new_keys(&self, spis: &[u32]) {
-            for sa in file(spis).states() {
-                store::create(self.dir.path(), &sa.key_id(), "x").expect("makes it");
-            }
-        }
-    }
-
-    fn taken(report: &Report) -> u64 {
-        report.states.outbound[0].sequence().take().expect("a number")
-    }
-
-    #[test]
-    fn numbers_go_on_above_all_that_were_reserved_unless_the_process_ends() {
-        let lab = Lab::new();
-        lab.run(&[2], |_, report| {
-            assert_eq!(report.states.outbound.len(), 0);
-            assert!(report.kernels[0].contains("new-keys"), "{:?}", report.kernels);
-        });
-        lab.new_keys(&[2]);
-        let mut next = 1;
-        for _ in 0..3 {
-            next = lab.run(&[2], |_, report| {
-                assert_eq!([taken(report), taken(report)], [next, next + 1]);
-                // Killed.
-                next + RANGE[0]
-            });
-        }
-        lab.run(&[2], |keeper, report| {
-            assert_eq!(taken(report), next);
-            keeper.end();
-            let state = &report.states.outbound[0];
-            assert!(state.sequence().take().is_err(), "it is not used any more");
-        });
-        lab.run(&[2], |_, report| assert_eq!(taken(report), next + 1));
-    }
-
-    #[test]
-    fn more_numbers_are_reserved_before_the_last_is_taken() {
-        let lab = Lab::new();
-        lab.new_keys(&[2]);
-        lab.run(&[2], |keeper, report| {
-            for number in 1..=3 * RANGE[0] {
-                assert_eq!(taken(report), number);
-                if number % (RANGE[0] / 4) == 0 {
-                    keeper.tick(Instant::now());
-                }
-            }
-            let id = file(&[2]).states()[0].key_id();
-            let stored = keeper.store.read(&id).expect("reads").expect("is there");
-            assert!(stored.sent > 3 * RANGE[0] && stored.sent < 12 * RANGE[0], "{stored:?}");
-        });
-    }
-
-    #[test]
-    fn what_was_received_is_refused_after_a_restart() {
-        let lab = Lab::new();
-        let check = |report: &Report, number: u32| {
-            let state = report.states.inbound.states().next().expect("an SA");
-            state.replay().check(number).is_ok()
-        };
-        lab.run(&[3], |keeper, report| {
-            let state = report.states.inbound.states().next().expect("an SA");
-            state.replay().accept(900).expect("is new");
-            keeper.tick(Instant::now() + STORE);
-            state.replay().accept(901).expect("is new");
-        });
-        lab.run(&[3], |keeper, report| {
-            // 901 came in the last second.
-            assert_eq!([880, 900, 901].map(|number| check(report, number)), [false, false, true]);
-            let state = report.states.inbound.states().next().expect("an SA");
-            state.replay().accept(950).expect("is new");
-            keeper.end();
-        });
-        lab.run(&[3], |_, report| assert!(!check(report, 950) && check(report, 951)));
-    }
-
-    #[test]
-    fn a_key_of_the_other_end_is_none_to_send_with() {
-        let lab = Lab::new();
-        lab.new_keys(&[3]);
-        lab.run(&[3], |_, report| assert_eq!(report.states.inbound.len(), 1));
-        // The addresses have moved.
-        lab.shared.locals.store(Arc::new(own("198.18.2.2")));
-        lab.run(&[3], |_, report| {
-            let [state] = &report.states.outbound[..] else { panic!("it sends") };
-            assert!(state.sequence().take().is_err());
-        });
-    }
-
-    #[test]
-    fn the_file_may_change_and_another_sa_of_the_kernel_stops_all() {
-        let lab = Lab::new();
-        lab.new_keys(&[2, 4]);
-        let changed = Cell::new(0);
-        let store = Store::open(lab.dir.path()).expect("opens");
-        let notify = || changed.set(changed.get() + 1);
-        let mut keeper = Keeper::new(&lab.shared, &store, &notify);
-        let mut follow = |spis: &[u32]| {
-            lab.shared.file.store(Some(file(spis)));
-            keeper.follow_file(true);
-            keeper.tick(Instant::now());
-            lab.shared.report.load_full()
-        };
-        let one = follow(&[2]);
-        assert_eq!(taken(&one), 1);
-        let both = follow(&[4, 2]);
-        let spis = |report: &Report| {
-            let of = report.states.outbound.iter().map(|state| state.state().config().spi);
-            of.collect::<Vec<_>>()
-        };
-        assert_eq!((spis(&both), spis(&follow(&[2, 4]))), (vec![4, 2], vec![2, 4]));
-        assert_eq!(taken(&follow(&[2, 4])), 2, "it is the same SA");
-        // Until workers have the other ones, they send by this one.
-        let four = follow(&[4]);
-        assert_eq!((spis(&four), taken(&one)), (vec![4], 3));
-        assert_eq!(taken(&follow(&[2])), 4, "none is sent twice");
-        lab.shared.conflict.store(Some(Arc::new("the kernel has one".to_owned())));
-        let none = follow(&[2]);
-        assert_eq!(
-            (spis(&none), none.kernels.as_slice()),
-            (vec![], &["the kernel has one".to_owned()][..])
-        );
-        assert!(one.states.outbound[0].sequence().take().is_err());
-        lab.shared.conflict.store(None);
-        assert_eq!(taken(&follow(&[2])), 5);
-        assert!(changed.get() >= 8);
-    }
-}
+mod tests;
