@@ -11,6 +11,7 @@
 
 mod checksum;
 mod ipsec;
+mod marks;
 mod offload;
 mod punt;
 mod steer;

@@ -16,22 +16,21 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use xdp_prog::offload::{
-    Epochs, FlowEntry, MARK_BUCKETS_MAX, NEXT_HOPS_MAX, NextHop, OFFLOADED_MAX, Rewrite,
-    TX_PORTS_MAX, Width, epochs4, epochs6, fold,
+    Epochs, FlowEntry, NEXT_HOPS_MAX, NextHop, OFFLOADED_MAX, Rewrite, TX_PORTS_MAX, Width,
+    epochs4, epochs6, fold,
 };
-use xdp_prog::{FLOW_SLOTS, FlowBucket, FlowHash, MacWords, PortSettings, Reason};
+use xdp_prog::{MacWords, PortSettings, Reason};
 
 use crate::checksum::{Checked, NewCheck, check_for};
+use crate::marks::{self, Slot};
 use crate::steer::{
     EthHdr, Flow, FlowWords, IPPROTO_AH, IPPROTO_TCP, IPPROTO_UDP, IPV4_FRAGMENT, IPV4_NO_OPTIONS,
     Ipv4Hdr, Ipv4Words, Ipv6Hdr, Ipv6Words, Settings, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tags,
     TcpHdr, UdpHdr, header, stalled, wide_ipv4, wide_ipv6,
 };
 
-const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+pub const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
-#[btf_map]
-static FR_OFF_MARKS: Array<FlowBucket, MARK_BUCKETS_MAX, MMAPABLE> = Array::new();
 #[btf_map]
 static FR_OFF_FLOWS: Array<FlowEntry, OFFLOADED_MAX, MMAPABLE> = Array::new();
 #[btf_map]
@@ -311,28 +310,7 @@ impl Found {
     /// The entry of packets with this key that arrive on the interface.
     #[inline(always)]
     fn of<const IPV4: bool>(flow: &Flow, interface: u16) -> Option<Found> {
-        let hash = FR_OFF_MARKS.get_ptr(0)?;
-        // SAFETY: the first entry is a `FlowHash`, which nobody writes after the program was loaded.
-        let place = unsafe { &*hash.cast::<FlowHash>() }.place_of(flow.hash);
-        let [first, second] = place.buckets;
-        let home = place.home();
-        // While the bucket is read, the CPU goes on with the entry of the slot in which the mark mostly is: both are in no cache
-        // if there are many. The marks of a whole bucket are compared without a branch, for which it would have to wait.
-        let (mut bucket, mut slot) = (first, in_slot(first, home, place.mark)?);
-        if slot.1 & FOUND == 0 {
-            (bucket, slot) = (second, in_slot(second, home, place.mark)?);
-        }
-        if slot.1 & FOUND == 0 {
-            (bucket, slot) = (first, in_bucket(first, place.mark)?);
-        }
-        if slot.1 & FOUND == 0 {
-            (bucket, slot) = (second, in_bucket(second, place.mark)?);
-            if slot.1 & FOUND == 0 {
-                return None;
-            }
-        }
-        let at = slot.1 as u32 % FLOW_SLOTS as u32;
-        let number = (bucket - 1).wrapping_mul(FLOW_SLOTS as u32) + at;
+        let Slot { at: slot, number, mark } = marks::find(flow.hash)?;
         let entry = FR_OFF_FLOWS.get_ptr_mut(number)?;
         let mut differ = 0;
         for (at, word) in flow.words.iter().enumerate() {
@@ -349,13 +327,13 @@ impl Found {
         if differ != 0 {
             return None;
         }
-        // SAFETY: as above; `at` is less than the number of slots.
+        // SAFETY: as above.
         unsafe {
             Some(Found {
                 entry,
                 number,
-                slot: (&raw const (*slot.0).slots).cast::<u32>().add(at as usize),
-                mark: place.mark,
+                slot,
+                mark,
                 basis: (&raw const (*entry).basis).read_volatile(),
                 next_hop: (&raw const (*entry).next_hop).read_volatile(),
                 mtu_flags: (&raw const (*entry).mtu).read_volatile(),
@@ -412,33 +390,6 @@ impl Found {
             }
         }
     }
-}
-
-/// Bit of a slot's number that says that there is one.
-const FOUND: u64 = FLOW_SLOTS as u64;
-
-/// The bucket with this number, and a slot in it, with the bit [`FOUND`] if it has the mark.
-#[inline(always)]
-fn in_slot(bucket: u32, at: usize, mark: u32) -> Option<(*const FlowBucket, u64)> {
-    let bucket = FR_OFF_MARKS.get_ptr(bucket)?;
-    // SAFETY: inside the map's value; userspace writes whole words at any time.
-    let slot = unsafe { (&raw const (*bucket).slots).cast::<u32>().add(at).read_volatile() };
-    Some((bucket, if slot == mark { FOUND | at as u64 } else { 0 }))
-}
-
-/// The bucket with this number, and the slot in it that has the mark, with the bit [`FOUND`]. If two have it, the
-/// result may be another slot.
-#[inline(always)]
-fn in_bucket(bucket: u32, mark: u32) -> Option<(*const FlowBucket, u64)> {
-    let bucket = FR_OFF_MARKS.get_ptr(bucket)?;
-    let mark = widened(mark);
-    let mut found = 0;
-    for at in 0..FLOW_SLOTS {
-        // SAFETY: inside the map's value; userspace writes whole words at any time.
-        let slot = unsafe { (&raw const (*bucket).slots).cast::<u32>().add(at).read_volatile() };
-        found |= is_zero(u64::from(slot) ^ mark) * (FOUND | at as u64);
-    }
-    Some((bucket, found))
 }
 
 /// A [`Rewrite`] of IPv4 as [`Rewrite::inline4`]. As whole words it needs less of the stack, of which there are 512
@@ -686,26 +637,9 @@ fn decrease_ttl(check: u16) -> u16 {
     ((sum + u32::from(sum >= 0xffff)) as u16).to_be()
 }
 
-/// 1 for 0, and 0 for other 32-bit values. The compiler would make a branch of it, which the CPU predicts badly and of
-/// which the verifier follows both ways. So does the verifier, from Linux 6.18 on, for a mask that is 0 or -1.
-#[inline(always)]
-fn is_zero(value: u64) -> u64 {
-    let mut sign = value.wrapping_sub(1);
-    // SAFETY: an instruction that has no other effect.
-    unsafe { asm!("{} >>= 63", inout(reg) sign, options(pure, nomem, nostack)) };
-    sign
-}
-
-/// The same number, of which the compiler does not know that it has 32 bits only: the target has no 32-bit
-/// instructions, and it would clear the upper half after each one.
-#[inline(always)]
-fn widened(value: u32) -> u64 {
-    opaque(value.into())
-}
-
 /// The same number, of which the compiler knows nothing.
 #[inline(always)]
-fn opaque(mut value: u64) -> u64 {
+pub fn opaque(mut value: u64) -> u64 {
     // SAFETY: an instruction that has no other effect.
     unsafe { asm!("{} += 0", inout(reg) value, options(pure, nomem, nostack)) };
     value
