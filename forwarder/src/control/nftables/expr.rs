@@ -6,7 +6,7 @@ use super::uapi::*;
 use super::{form, xt};
 use crate::control::netlink::message::Attrs;
 use crate::netfilter::conntrack::Direction;
-use crate::netfilter::nft::other::Other;
+use crate::netfilter::nft::other::{Form, Other};
 use crate::netfilter::nft::ruleset::{
     BitwiseOp, Checksum, CmpOp, CtKey, Data, Expr, ExthdrOp, Family, FibDev, FibKey, FibQuery,
     MetaKey, PayloadBase, SetPayload, TupleEnd,
@@ -26,7 +26,9 @@ pub fn exprs(family: Family, mut list: Attrs<'_>) -> Vec<Expr> {
                 None => exprs.extend(expr(family, attr.nested())),
             }
             if dynset_counts_connections(attr.nested()) {
-                exprs.push(Expr::Other("connlimit".into()));
+                // The text of the `dynset` has it.
+                let form = Form { parts: Vec::new(), loads: None, implies: None };
+                exprs.push(Expr::Other(Other { name: "connlimit".into(), form: Some(form) }));
             }
         } else {
             exprs.push(Expr::Other(NAMELESS.into()));

@@ -26,7 +26,7 @@ impl From<&str> for Other {
 /// How nft writes an expression.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Form {
-    /// Its text.
+    /// Its text; none if that of another expression of the rule has it.
     pub parts: Vec<Part>,
     /// The text is not a statement, but the left side of one: what the expression writes to a register, octets, and their type.
     pub loads: Option<(Reg, u8, Type)>,

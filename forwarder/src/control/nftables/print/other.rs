@@ -20,6 +20,10 @@ struct Written {
 impl RulePrinter<'_, '_> {
     /// Prints an expression, or remembers what it loads. Returns whether its registers have what its form needs.
     pub(super) fn other(&mut self, at: usize, form: &Form) -> bool {
+        if form.parts.is_empty() {
+            self.hide(at);
+            return true;
+        }
         let Some(Written { text, regs, lefts, headers }) = self.written(form) else { return false };
         headers.into_iter().for_each(|header| self.hide_dependencies(header));
         let Some((dreg, octets, of)) = form.loads else {

@@ -182,10 +182,15 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
     }
 
     fn show(&mut self, at: usize, text: String) {
+        self.hide(at);
+        self.statements.push(Some(text));
+    }
+
+    /// Another statement has the expression.
+    pub(super) fn hide(&mut self, at: usize) {
         if let Some(is_shown) = self.is_shown.get_mut(at) {
             *is_shown = true;
         }
-        self.statements.push(Some(text));
     }
 
     /// Prints a statement, with the left sides that it contains; without one, the expression and those that made
