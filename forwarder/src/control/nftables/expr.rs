@@ -103,7 +103,7 @@ fn expr(family: Family, attrs: Attrs<'_>) -> Option<Expr> {
         "notrack" => data.0.is_empty().then_some(Expr::Notrack),
         _ => None,
     };
-    let other = || Other { name: text(&name, data.clone()), form: form::of(family, &name, data) };
+    let other = || Other { name: text(&name, data), form: form::of(family, &name, data) };
     match decoded.unwrap_or_else(|| Expr::Other(other())) {
         Expr::Other(other) if other.name == "xt match comment" => None,
         Expr::Byteorder { len: 0, .. } => None,
