@@ -26,9 +26,12 @@ pub fn exprs(family: Family, mut list: Attrs<'_>) -> Vec<Expr> {
                 None => exprs.extend(expr(family, attr.nested())),
             }
             if dynset_counts_connections(attr.nested()) {
-                // The text of the `dynset` has it.
-                let form = Form { parts: Vec::new(), loads: None, implies: None };
-                exprs.push(Expr::Other(Other { name: "connlimit".into(), form: Some(form) }));
+                // The text of the `dynset` has it, if there is one.
+                let is_told =
+                    matches!(exprs.last(), Some(Expr::Other(Other { form: Some(_), .. })));
+                let form =
+                    is_told.then_some(Form { parts: Vec::new(), loads: None, implies: None });
+                exprs.push(Expr::Other(Other { name: "connlimit".into(), form }));
             }
         } else {
             exprs.push(Expr::Other(NAMELESS.into()));
