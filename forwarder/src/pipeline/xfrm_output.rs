@@ -30,7 +30,7 @@ use crate::wire::vlan::HEADER_LEN as TAG_LEN;
 use crate::wire::{EtherType, Ipv4Packet, Ipv6Packet};
 
 /// The kernel decides.
-const KERNEL: Exit = Exit::Punt(PuntReason::Xfrm);
+pub(super) const KERNEL: Exit = Exit::Punt(PuntReason::Xfrm);
 
 /// A route by which packets are protected: `struct xfrm_dst`.
 #[derive(Debug)]

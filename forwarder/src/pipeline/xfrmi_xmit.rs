@@ -12,17 +12,13 @@ use super::nf_hook::Devices;
 use super::post_routing::{PostRouted, post_routing};
 use super::way::Way;
 use super::xfrm::readable;
-use super::xfrm_output::{Bundle, xfrm_bundle_create, xfrm_output};
+use super::xfrm_output::{Bundle, KERNEL, xfrm_bundle_create, xfrm_output};
 use super::{Ctx, Exit};
 use crate::netfilter::Family;
 use crate::skb::SkBuff;
-use crate::stats::PuntReason;
 use crate::tables::XfrmLookup;
 use crate::trace::step::Stage;
 use crate::trace::{Step, Tracer};
-
-/// The kernel decides.
-const KERNEL: Exit = Exit::Punt(PuntReason::Xfrm);
 
 /// How a packet, routed by `dst` to an xfrm interface, is to be protected.
 ///

@@ -427,7 +427,7 @@ impl Dumps for Recorder<'_> {
         });
         let errno = match &end {
             Ok(_) => None,
-            // Whoever goes on after it finds the same when this is replayed.
+            // A caller that goes on after the error gets the same error when this is replayed.
             Err(SockError::Refused { source, .. }) => source.raw_os_error(),
             Err(_) => return end,
         };

@@ -2,6 +2,8 @@
 //! src/expression.c of nftables 1.0.6). What the kernel changes, as the octets that a quota has used, is left out.
 
 use super::attrs::{NftValues as _, Table};
+use super::print::fields::{tcp_option, tcp_option_field};
+use super::print::names::{ICMP_CODES, ICMPV6_CODES, Names, find};
 use super::uapi::*;
 use crate::control::netlink::message::Attrs;
 use crate::netfilter::nft::other::{Form, Implied, Part, Type};
@@ -137,34 +139,14 @@ fn names(all: &[(u32, &'static str)], flags: u32) -> Vec<&'static str> {
 const ICMPX_CODES: [&str; 4] =
     ["no-route", "port-unreachable", "host-unreachable", "admin-prohibited"];
 const ICMPX_PORT_UNREACHABLE: u8 = 1;
-/// Codes of ICMP destination-unreachable with which packets are rejected.
-const ICMP_CODES: [(u8, &str); 7] = [
-    (0, "net-unreachable"),
-    (1, "host-unreachable"),
-    (2, "prot-unreachable"),
-    (3, "port-unreachable"),
-    (9, "net-prohibited"),
-    (10, "host-prohibited"),
-    (13, "admin-prohibited"),
-];
-const ICMPV6_CODES: [(u8, &str); 6] = [
-    (0, "no-route"),
-    (1, "admin-prohibited"),
-    (3, "addr-unreachable"),
-    (4, "port-unreachable"),
-    (5, "policy-fail"),
-    (6, "reject-route"),
-];
-
 fn reject(family: Family, data: Attrs<'_>) -> Option<Form> {
     // NFTA_REJECT_TYPE, NFTA_REJECT_ICMP_CODE.
     let table = Table::<3>::lenient(data)?;
     let is_one = matches!(family, Family::Ip | Family::Ip6);
-    let icmp = |of: &str, codes: &[(u8, &str)]| {
+    let icmp = |of: &str, codes: &Names| {
         let code = table.u8(2)?;
-        let name = codes.iter().find(|(number, _)| *number == code).map(|(_, name)| *name);
         // nft leaves out the default where there is one family.
-        Some(match name {
+        Some(match find(codes, code.into()) {
             Some("port-unreachable") if is_one => "reject".into(),
             Some(name) => format!("reject with {of} {name}"),
             None => format!("reject with {of} {code}"),
@@ -177,9 +159,9 @@ fn reject(family: Family, data: Attrs<'_>) -> Option<Form> {
             ICMPX_PORT_UNREACHABLE => text("reject"),
             code => text(format!("reject with icmpx {}", ICMPX_CODES.get(usize::from(code))?)),
         },
-        (0, Family::Ip) => text(icmp("icmp", &ICMP_CODES)?),
-        (0, Family::Ip6) => text(icmp("icmpv6", &ICMPV6_CODES)?),
-        (0, _) => Part::OfFamily([icmp("icmp", &ICMP_CODES)?, icmp("icmpv6", &ICMPV6_CODES)?]),
+        (0, Family::Ip) => text(icmp("icmp", ICMP_CODES)?),
+        (0, Family::Ip6) => text(icmp("icmpv6", ICMPV6_CODES)?),
+        (0, _) => Part::OfFamily([icmp("icmp", ICMP_CODES)?, icmp("icmpv6", ICMPV6_CODES)?]),
         _ => return None,
     };
     let implies = (kind == 1 && is_one).then_some(Implied::Tcp);
@@ -418,32 +400,18 @@ fn duration(ms: u64) -> String {
     text
 }
 
-/// TCP options by kind.
-const TCP_OPTIONS: [(u8, &str); 7] = [
-    (1, "nop"),
-    (2, "maxseg"),
-    (3, "window"),
-    (4, "sack-perm"),
-    (5, "sack"),
-    (8, "timestamp"),
-    (30, "mptcp"),
-];
-
 fn exthdr(data: Attrs<'_>) -> Option<Vec<Part>> {
     let table = Table::<8>::lenient(data)?;
     let is_tcp = table.be32_or(NFTA_EXTHDR_OP, 0)? == NFT_EXTHDR_OP_TCPOPT;
     let kind = table.u8(NFTA_EXTHDR_TYPE).filter(|_| is_tcp && !table.has(NFTA_EXTHDR_DREG))?;
-    let name = TCP_OPTIONS.iter().find(|(number, _)| *number == kind).map(|(_, name)| *name)?;
+    let name = tcp_option(kind)?;
     if !table.has(NFTA_EXTHDR_SREG) {
         return Some(vec![text(format!("reset tcp option {name}"))]);
     }
-    let place = (name, table.be32(NFTA_EXTHDR_OFFSET)?, table.be32(NFTA_EXTHDR_LEN)?);
-    // The other fields have no names.
-    if place != ("maxseg", 2, 2) {
-        return None;
-    }
+    let bits = |kind| table.be32(kind)?.checked_mul(8);
+    let field = tcp_option_field(kind, bits(NFTA_EXTHDR_OFFSET)?, bits(NFTA_EXTHDR_LEN)?)?;
     Some(vec![
-        text("tcp option maxseg size set "),
+        text(format!("tcp option {name} {field} set ")),
         Part::Reg(table.reg(NFTA_EXTHDR_SREG)?, Type::Port),
     ])
 }
@@ -451,9 +419,9 @@ fn exthdr(data: Attrs<'_>) -> Option<Vec<Part>> {
 /// `ct` and `meta` that are set, and keys of `ct` that are not evaluated.
 fn set_or_loaded(name: &str, data: Attrs<'_>) -> Option<Form> {
     let table = Table::<5>::lenient(data)?;
-    let (dreg, key, sreg) = match name {
-        "ct" => (NFTA_CT_DREG, table.be32(NFTA_CT_KEY)?, NFTA_CT_SREG),
-        _ => (NFTA_META_DREG, table.be32(NFTA_META_KEY)?, NFTA_META_SREG),
+    let (dreg, number, sreg, names): (_, _, _, &[&str]) = match name {
+        "ct" => (NFTA_CT_DREG, table.be32(NFTA_CT_KEY)?, NFTA_CT_SREG, &CT_NAMES),
+        _ => (NFTA_META_DREG, table.be32(NFTA_META_KEY)?, NFTA_META_SREG, &META_NAMES),
     };
     let direction = match table.u8(NFTA_CT_DIRECTION).filter(|_| name == "ct") {
         Some(0) => "original ",
@@ -461,32 +429,27 @@ fn set_or_loaded(name: &str, data: Attrs<'_>) -> Option<Form> {
         Some(_) => return None,
         None => "",
     };
+    let key = format!("{name} {direction}{}", names.get(number as usize)?);
     if table.has(sreg) {
-        let (key, kind) = match (name, key) {
-            ("ct", 17) => ("zone", Type::Number),
-            ("meta", 2) => ("priority", Type::Priority),
-            ("meta", 12) => ("nftrace", Type::Number),
+        let kind = match (name, number) {
+            // NFT_CT_ZONE, NFT_META_NFTRACE.
+            ("ct", 17) | ("meta", 12) => Type::Number,
+            // NFT_META_PRIORITY.
+            ("meta", 2) => Type::Priority,
             _ => return None,
         };
-        let parts =
-            vec![text(format!("{name} {direction}{key} set ")), Part::Reg(table.reg(sreg)?, kind)];
+        let parts = vec![text(format!("{key} set ")), Part::Reg(table.reg(sreg)?, kind)];
         return Some(Form { parts, loads: None, implies: None });
     }
-    // NFT_CT_HELPER, _PKTS, _BYTES, _AVGPKT, _ZONE.
-    let (key, octets, kind) = match (name, key) {
-        ("ct", 6) => ("helper", 16, Type::Name),
-        ("ct", 14) => ("packets", 8, Type::Number),
-        ("ct", 15) => ("bytes", 8, Type::Number),
-        ("ct", 16) => ("avgpkt", 8, Type::Number),
-        ("ct", 17) => ("zone", 2, Type::Number),
+    let (octets, kind) = match (name, number) {
+        // NFT_CT_HELPER; _PKTS, _BYTES, _AVGPKT; _ZONE.
+        ("ct", 6) => (16, Type::Name),
+        ("ct", 14..=16) => (8, Type::Number),
+        ("ct", 17) => (2, Type::Number),
         _ => return None,
     };
-    let parts = vec![text(format!("ct {direction}{key}"))];
-    Some(Form {
-        parts,
-        loads: Some((table.reg_of(dreg, octets.into())?, octets, kind)),
-        implies: None,
-    })
+    let loads = Some((table.reg_of(dreg, octets.into())?, octets, kind));
+    Some(Form { parts: vec![text(key)], loads, implies: None })
 }
 
 fn loaded(name: &str, data: Attrs<'_>) -> Option<Form> {

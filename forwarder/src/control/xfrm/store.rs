@@ -180,7 +180,7 @@ pub fn prepare(path: &Path) -> Result<(), StoreError> {
     check(path, Some(geteuid()))
 }
 
-/// Checks that a directory is that of a user alone; `None`: of whoever owns it.
+/// Checks that a directory is that of a user alone; `None`: of its owner.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -267,7 +267,7 @@ impl Store {
     }
 }
 
-/// What is stored in a directory for a key, whoever uses that.
+/// What is stored in a directory for a key. The directory need not be locked.
 ///
 /// # Errors
 /// As [`Store::read`].

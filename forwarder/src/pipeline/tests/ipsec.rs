@@ -129,6 +129,17 @@ impl Gateway {
         }
     }
 
+    /// What the other end protects of both families is opened and forwarded.
+    pub fn assert_opens(&mut self) {
+        let frame = self.sealed(&back4().packet());
+        let sent = self.right(&frame);
+        assert_eq!(answered(&sent, 0x0800), after_hop(back4().packet()));
+        let frame = self.sealed(&back6().packet());
+        let sent = self.right(&frame);
+        assert_eq!(answered(&sent, 0x86dd), after_hop6(back6().packet()));
+        assert_eq!(self.lab.punted(), Vec::<Vec<u8>>::new());
+    }
+
     /// A frame of the other end, with a packet inside.
     pub fn sealed(&self, inner: &[u8]) -> Vec<u8> {
         let mut buffer = vec![0; 8192];
@@ -233,14 +244,7 @@ fn without_sequence_numbers_packets_are_the_kernels() {
 #[test]
 fn packets_that_arrive_protected_are_forwarded() {
     for outer in FAMILIES {
-        let mut gateway = gateway(outer);
-        let frame = gateway.sealed(&back4().packet());
-        let sent = gateway.right(&frame);
-        assert_eq!(answered(&sent, 0x0800), after_hop(back4().packet()));
-        let frame = gateway.sealed(&back6().packet());
-        let sent = gateway.right(&frame);
-        assert_eq!(answered(&sent, 0x86dd), after_hop6(back6().packet()));
-        assert_eq!(gateway.lab.punted(), Vec::<Vec<u8>>::new());
+        gateway(outer).assert_opens();
     }
 }
 

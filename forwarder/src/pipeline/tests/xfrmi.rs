@@ -119,14 +119,7 @@ fn packets_routed_through_an_xfrm_interface_are_protected() {
 fn packets_that_an_xfrm_interface_receives_are_routed_as_its() {
     for outer in FAMILIES {
         // Strict: the route back is through the interface, not through the port.
-        let mut gateway = gateway(outer, |net| of_xfrmi(net).rp_filter = RpFilter::Strict);
-        let frame = gateway.sealed(&back4().packet());
-        let sent = gateway.right(&frame);
-        assert_eq!(answered(&sent, 0x0800), after_hop(back4().packet()));
-        let frame = gateway.sealed(&back6().packet());
-        let sent = gateway.right(&frame);
-        assert_eq!(answered(&sent, 0x86dd), after_hop6(back6().packet()));
-        assert_eq!(gateway.lab.punted(), Vec::<Vec<u8>>::new());
+        gateway(outer, |net| of_xfrmi(net).rp_filter = RpFilter::Strict).assert_opens();
     }
 }
 

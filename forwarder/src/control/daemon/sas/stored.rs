@@ -235,8 +235,15 @@ impl Stored {
         Ok(())
     }
 
-    /// Ends it. Stores exactly what was sent or received, so that nothing is lost that was reserved.
-    fn end(&mut self, id: &KeyId, store: &Store) -> Result<(), String> {
+    /// Ends it.
+    fn end(&mut self, id: &KeyId, store: &Store) {
+        if let Err(error) = self.store_end(id, store) {
+            warn!("IPsec: {}: {error}", self.name);
+        }
+    }
+
+    /// Stores exactly what was sent or received, so that nothing is lost that was reserved.
+    fn store_end(&mut self, id: &KeyId, store: &Store) -> Result<(), String> {
         match &self.kind {
             Kind::Outbound(state) => {
                 state.state().set_km_state(KmState::Dead);
@@ -352,11 +359,9 @@ impl<'a> Keeper<'a> {
                 }
                 is_changed = true;
                 // The same key: no number of the one before may be sent from now on.
-                if let Err(error) = known.end(&id, self.store) {
-                    warn!("IPsec: {}: {error}", known.name);
-                }
+                known.end(&id, self.store);
             }
-            self.end_replaced(|other| *other == id);
+            self.end_replaced(|_, other| *other == id);
             // The disk may be slow, and workers send on the others.
             if supplied_at.elapsed() >= TICK {
                 supplied_at = Instant::now();
@@ -385,7 +390,7 @@ impl<'a> Keeper<'a> {
         self.refused = refused;
         self.replaced.extend(old.into_iter().map(|(id, sa)| (now, id, sa)));
         if !is_enabled {
-            self.end_replaced(|_| true);
+            self.end_replaced(|_, _| true);
         }
         if is_changed {
             self.publish();
@@ -431,7 +436,7 @@ impl<'a> Keeper<'a> {
         if let Some((id, sa)) = longest_ago {
             self.is_stale |= sa.look_after(id, self.store, now);
         }
-        self.end_replaced_since(now);
+        self.end_replaced(|since, _| now.saturating_duration_since(since) >= REPLACED);
         // Each report has the workers' tables compiled again.
         if self.is_stale && now.saturating_duration_since(self.published_at) >= RETRY {
             self.publish();
@@ -444,35 +449,17 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    fn end_replaced_since(&mut self, now: Instant) {
-        let is_over = |(since, ..): &mut (Instant, KeyId, Stored)| {
-            now.saturating_duration_since(*since) >= REPLACED
-        };
-        let over: Vec<_> = self.replaced.extract_if(.., is_over).collect();
-        self.end_each(over);
-    }
-
-    fn end_replaced(&mut self, is_over: impl Fn(&KeyId) -> bool) {
-        let over: Vec<_> = self.replaced.extract_if(.., |(_, id, _)| is_over(id)).collect();
-        self.end_each(over);
-    }
-
-    fn end_each(&self, over: Vec<(Instant, KeyId, Stored)>) {
-        for (_, id, mut sa) in over {
-            if let Err(error) = sa.end(&id, self.store) {
-                warn!("IPsec: {}: {error}", sa.name);
-            }
+    /// Ends those that the file does not have any more, by when that began and by their keys.
+    fn end_replaced(&mut self, is_over: impl Fn(Instant, &KeyId) -> bool) {
+        for (_, id, mut sa) in self.replaced.extract_if(.., |(since, id, _)| is_over(*since, id)) {
+            sa.end(&id, self.store);
         }
     }
 
     /// The workers have stopped.
     fn end(&mut self) {
-        self.end_replaced(|_| true);
-        for (id, sa) in &mut self.sas {
-            if let Err(error) = sa.end(id, self.store) {
-                warn!("IPsec: {}: {error}", sa.name);
-            }
-        }
+        self.end_replaced(|_, _| true);
+        self.sas.iter_mut().for_each(|(id, sa)| sa.end(id, self.store));
     }
 }
 

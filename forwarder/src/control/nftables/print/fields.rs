@@ -292,6 +292,21 @@ const IP_OPTIONS: &[(u8, Proto)] = &[
 
 const IP6_EXTENSIONS: &[(u8, Proto)] = &[(0, HBH), (43, RT), (44, FRAG), (60, DST), (135, MH)];
 
+/// The name of a TCP option.
+pub(in crate::control::nftables) fn tcp_option(kind: u8) -> Option<&'static str> {
+    extension(ExthdrOp::TcpOpt, kind).map(|(option, ..)| option.name)
+}
+
+/// The name of a field of a TCP option: first bit and bits, counted from the start of the option.
+pub(in crate::control::nftables) fn tcp_option_field(
+    kind: u8,
+    at: u32,
+    bits: u32,
+) -> Option<&'static str> {
+    let (option, ..) = extension(ExthdrOp::TcpOpt, kind)?;
+    option.exact(at, bits).map(|(name, ..)| *name)
+}
+
 /// An extension header or option, and the words before its name in an expression for one of its fields, and in
 /// one for its presence.
 pub(super) fn extension(op: ExthdrOp, kind: u8) -> Option<(Proto, &'static str, &'static str)> {

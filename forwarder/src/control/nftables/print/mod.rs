@@ -12,8 +12,8 @@
 
 mod chain;
 mod elements;
-mod fields;
-mod names;
+pub(super) mod fields;
+pub(super) mod names;
 mod operand;
 mod other;
 mod statement;

@@ -1,10 +1,10 @@
 //! Names of values, as nft prints them.
 
 /// Pairs of a value and its name.
-pub(super) type Names = [(u16, &'static str)];
+pub(in crate::control::nftables) type Names = [(u16, &'static str)];
 
 /// The name of a value.
-pub(super) fn find(names: &Names, value: u128) -> Option<&'static str> {
+pub(in crate::control::nftables) fn find(names: &Names, value: u128) -> Option<&'static str> {
     names.iter().find(|(number, _)| u128::from(*number) == value).map(|(_, name)| *name)
 }
 
@@ -73,7 +73,7 @@ pub(super) const ICMP_TYPES: &Names = &[
 ];
 
 /// Codes of ICMP destination-unreachable, by which nft names those of all types.
-pub(super) const ICMP_CODES: &Names = &[
+pub(in crate::control::nftables) const ICMP_CODES: &Names = &[
     (0, "net-unreachable"),
     (1, "host-unreachable"),
     (2, "prot-unreachable"),
@@ -107,7 +107,7 @@ pub(super) const ICMPV6_TYPES: &Names = &[
 ];
 
 /// Codes of ICMPv6 destination-unreachable.
-pub(super) const ICMPV6_CODES: &Names = &[
+pub(in crate::control::nftables) const ICMPV6_CODES: &Names = &[
     (0, "no-route"),
     (1, "admin-prohibited"),
     (3, "addr-unreachable"),

@@ -2,7 +2,7 @@
 
 use super::one_line;
 use super::operand::{Header, L3, Left, Operand, What, padded};
-use super::statement::RulePrinter;
+use super::statement::{RulePrinter, concatenated};
 use super::value::{Kind, Order};
 use crate::netfilter::nft::other::{Form, Implied, Part, Type};
 use crate::netfilter::nft::ruleset::{Reg, SET_MAP};
@@ -88,9 +88,8 @@ impl RulePrinter<'_, '_> {
                 // Data of several fields have no type here.
                 let data = (of != Type::Unknown && octets(of) == Some(set.data_len.into()))
                     .then_some(kind);
-                self.note_type(set, fields, data);
                 to.lefts.extend_from_slice(fields);
-                format!("{key} map {}", self.set(set, fields, data))
+                self.mapped(key, set, fields, data)
             }
             _ => {
                 let left = self.known.left(operand)?;
@@ -117,8 +116,7 @@ impl RulePrinter<'_, '_> {
 
 impl Written {
     fn add_fields(&mut self, regs: Vec<Reg>, fields: Vec<Left>) {
-        let texts: Vec<String> = fields.iter().map(Left::masked).collect();
-        self.text += &texts.join(" . ");
+        self.text += &concatenated(&fields);
         self.regs.extend(regs);
         self.lefts.extend(fields);
     }

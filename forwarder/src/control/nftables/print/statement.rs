@@ -414,8 +414,7 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
         let (sregs, fields) = found
             .and_then(|set| self.fields(sreg, set.key_len.into()))
             .unwrap_or((vec![sreg], vec![]));
-        let texts: Vec<String> = fields.iter().map(Left::masked).collect();
-        let key = texts.join(" . ");
+        let key = concatenated(&fields);
         match (found, dreg) {
             (Some(set), Some(dreg)) if !fields.is_empty() => {
                 fields.iter().for_each(|left| self.hide_dependencies(left.header));
@@ -474,13 +473,25 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
     }
 
     /// The name of a set, or the elements of an anonymous one.
-    pub(super) fn set(&self, set: &Set, fields: &[Left], data: Option<Kind>) -> String {
+    fn set(&self, set: &Set, fields: &[Left], data: Option<Kind>) -> String {
         match (set.flags & SET_ANONYMOUS != 0, &set.unsupported) {
             (false, _) => format!("@{}", one_line(&set.name)),
             // Not all elements are known.
             (true, Some(_)) => "{ … }".into(),
             (true, None) => format!("{{ {} }}", elements(set, fields, data).join(", ")),
         }
+    }
+
+    /// Data of a map, by the text of its key. `data`: their type.
+    pub(super) fn mapped(
+        &self,
+        key: &str,
+        set: &'a Set,
+        fields: &[Left],
+        data: Option<Kind>,
+    ) -> String {
+        self.note_type(set, fields, data);
+        format!("{key} map {}", self.set(set, fields, data))
     }
 
     /// What is written into the packet: a constant or the data of a map into a field, or a constant into bits of what
@@ -516,8 +527,7 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
             }
             What::Map { key, set, fields } if set.flags & SET_MAP != 0 => {
                 let left = field(None)?;
-                self.note_type(set, fields, Some(left.kind));
-                (format!("{key} map {}", self.set(set, fields, Some(left.kind))), left)
+                (self.mapped(key, set, fields, Some(left.kind)), left)
             }
             _ => return None,
         };
@@ -532,8 +542,7 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
                 Some(Kind::Mark.text(&Kind::Mark.to_network(value, Order::Own)))
             }
             What::Map { key, set, fields } if set.flags & SET_MAP != 0 => {
-                self.note_type(set, fields, Some(Kind::Mark));
-                Some(format!("{key} map {}", self.set(set, fields, Some(Kind::Mark))))
+                Some(self.mapped(key, set, fields, Some(Kind::Mark)))
             }
             _ => {
                 let left = self.known.left(operand)?;
@@ -542,6 +551,11 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
             }
         }
     }
+}
+
+/// The text of fields, one after the other.
+pub(super) fn concatenated(fields: &[Left]) -> String {
+    fields.iter().map(Left::masked).collect::<Vec<String>>().join(" . ")
 }
 
 /// A part of the packet of which bits are changed.
